@@ -1,0 +1,66 @@
+"""Errors a user can cause, and how they are worded.
+
+Every message reads `<where>: <what is wrong>, got <value>; expected <rule>. <hint>`. All problems of one file are
+reported together. Our own broken invariants are `assert`s, never these types.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RolekdError(Exception):
+    """The run failed; the command line ends with exit code 1."""
+
+    exit_code = 1
+
+
+class InputError(RolekdError):
+    """A file, a setting or an argument is wrong; exit code 2, nothing was written.
+
+    `problems` holds one line per problem.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *problems: str):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(problems))
+
+    def __reduce__(self):  # Ray carries errors between processes; the default would pass one joined line
+        return type(self), self.problems
+
+
+class ConfigError(InputError):
+    """A run's settings."""
+
+
+class SearchSpaceError(InputError):
+    """A search space."""
+
+
+class ScheduleError(InputError):
+    """A schedule or a policy, ours or in a foreign format."""
+
+
+class DataError(InputError):
+    """A dataset."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, damaged, or of another network."""
+
+
+class RunDirectoryError(InputError):
+    """A run directory that exists, does not exist, or is in use."""
+
+
+def suggest(name: object, allowed: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest allowed name, or an empty string."""
+    near = get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unknown_name(where: str, kind: str, name: object, allowed: Iterable[str]) -> str:
+    """Word the problem of a name that is not in a list."""
+    names = list(allowed)
+    return f"{where}: unknown {kind} {name!r}; expected one of {', '.join(names)}.{suggest(name, names)}"

@@ -1,0 +1,83 @@
+"""Reading and writing small files so that nobody ever sees half of one."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rolekd_ray.errors import InputError
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: aside first, then renamed over `path`; on disk when this returns."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)  # mkstemp gives 0600; colleagues share run directories
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def read_text(path: Path, error: type[InputError] = InputError) -> str:
+    """Return a text file's content.
+
+    Raises:
+        error: it is missing, a folder, or not UTF-8 text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"{path}: cannot be read as text: {problem}") from problem
+
+
+def parse_yaml(text: str, *, where: str, error: type[InputError] = InputError) -> Any:
+    """Parse YAML into plain data; never runs code.
+
+    PyYAML reads `1e-5` as text (YAML 1.1 wants `1.0e-5`); here it is the number that everybody means.
+
+    Raises:
+        error: the text is not YAML, or a key stands twice.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader, node, deep=False):
+        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {repr(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.MarkedYAMLError(problem=f"key {', '.join(sorted(twice))} stands twice", problem_mark=node.start_mark)
+        return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+    Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: mapping(loader, node, deep=True))
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as problem:
+        detail = " ".join(str(problem).split())
+        raise error(f"{where}: not valid YAML: {detail}") from problem
+
+
+def read_yaml(path: Path, error: type[InputError] = InputError) -> Any:
+    """Return a YAML file's data; see `parse_yaml`."""
+    return parse_yaml(read_text(path, error), where=str(path), error=error)
+
+
+def dump_yaml(data: object) -> str:
+    """Return YAML text in the order of the data, flow style for short leaves."""
+    import yaml
+
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
