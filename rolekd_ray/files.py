@@ -57,7 +57,9 @@ def parse_yaml(text: str, *, where: str, error: type[InputError] = InputError) -
         keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
         twice = {repr(key) for key in keys if keys.count(key) > 1}
         if twice:
-            raise yaml.MarkedYAMLError(problem=f"key {', '.join(sorted(twice))} stands twice", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"key {', '.join(sorted(twice))} stands twice", problem_mark=node.start_mark
+            )
         return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
     Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: mapping(loader, node, deep=True))

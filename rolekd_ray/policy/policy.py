@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import exp, log
 from typing import Any
 
-from rolekd_ray.errors import ScheduleError, unknown_name
+from rolekd_ray.errors import unknown_name
 from rolekd_ray.policy.space import ScalarSpec, SearchSpace
 from rolekd_ray.roles import Role
 
@@ -122,14 +122,3 @@ def _setting_from_dict(row: object, space: SearchSpace, where: str, problems: li
             f"{where}.magnitude_bin: got {magnitude_bin!r}; expected a whole number in 0..{space.magnitude_bins - 1}"
         )
     return None if len(problems) > found else OpSetting(op, round(probability * top), magnitude_bin)
-
-
-def checked(settings: tuple[OpSetting, ...], problems: list[str]) -> tuple[OpSetting, ...]:
-    """Return the settings, or raise what was found wrong with them.
-
-    Raises:
-        ScheduleError: `problems` is not empty.
-    """
-    if problems:
-        raise ScheduleError(*problems)
-    return settings

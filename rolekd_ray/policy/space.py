@@ -286,7 +286,9 @@ def find_searchspace(name: str) -> Path:
     folder = searchspaces_folder()
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        raise SearchSpaceError(unknown_name("space", "search space", name, sorted(f.stem for f in folder.glob("*.yaml"))))
+        raise SearchSpaceError(
+            unknown_name("space", "search space", name, sorted(f.stem for f in folder.glob("*.yaml")))
+        )
     return path
 
 
