@@ -1,0 +1,32 @@
+"""Who descends from whom, and the schedule that a line of descent lived under."""
+
+from rolekd_ray.policy.population import Population
+from rolekd_ray.policy.schedule import Schedule, Segment, merged
+
+
+def ancestors(population: Population, member: int, generation: int) -> list[int]:
+    """Return which member carried this lineage in each generation, from 0 to `generation`."""
+    carriers = [member]
+    for step in range(generation, 0, -1):
+        donor = population.jobs[carriers[-1], step].donor
+        assert donor is not None
+        carriers.append(donor)
+    return carriers[::-1]
+
+
+def schedule_of(population: Population, member: int, generation: int) -> Schedule:
+    """Return the schedule of the roles that evolved, as a member's networks lived it up to a generation."""
+    jobs = [population.jobs[carrier, g] for g, carrier in enumerate(ancestors(population, member, generation))]
+    return Schedule(
+        population.rule.space,
+        {
+            role: merged(Segment(job.end_epoch - job.start_epoch, job.policies[role]) for job in jobs)
+            for role in population.rule.roles
+        },
+    )
+
+
+def effective_lineages(population: Population, generation: int) -> int:
+    """Return how many members of generation 0 still have descendants among the members of a generation."""
+    members = population.scores.get(generation, {})
+    return len({ancestors(population, member, generation)[0] for member in members})

@@ -1,0 +1,294 @@
+"""The population rule: who trains what next, who copies whom.
+
+A pure fold: records of the log go in (`tell`), jobs (`ask`) and perturbations come out. The Ray scheduler, the
+one-process runner, the dispatcher and every restart use this class and nothing else, so equal scores give equal
+decisions. It draws from generators seeded by (run seed, generation, member) alone.
+
+Source: truncation selection of population-based training (Jaderberg et al. 2017, arXiv:1711.09846) with the mutation
+of PBA (Ho et al. 2019). Unlike Ray's asynchronous PBT, a recipient always copies its donor as it was at the same
+generation: states are kept in files, so no member is ever rewound.
+"""
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import ceil, isfinite
+from typing import Any
+
+from rolekd_ray.policy.explore import explore
+from rolekd_ray.policy.policy import Policy, policy_from_list, policy_to_list, random_policy, zero_policy
+from rolekd_ray.policy.space import SearchSpace, parse_space
+from rolekd_ray.roles import Role
+
+FORMAT = "rolekd.log/1"
+Policies = Mapping[Role, Policy]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Everything the decisions depend on beside the scores.
+
+    `roles` are those whose policies evolve. `quantile`, in (0, 0.5]: the worst share copies the best share.
+    `synchronous`: decide when the whole generation has scored; else at every report, among the members that have
+    scored this generation so far, as soon as these are at least 1/`quantile`.
+    """
+
+    seed: int
+    population_size: int
+    epochs: int
+    interval_epochs: int
+    roles: tuple[Role, ...]
+    space: SearchSpace
+    quantile: float = 0.25
+    synchronous: bool = True
+    initial: str = "zero"
+    resample_probability: float = 0.2
+    max_shift: int = 3
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for the log's first record."""
+        data = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        return data | {"roles": [str(role) for role in self.roles], "space": self.space.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Rule":
+        """Read `to_dict`'s form."""
+        space = parse_space(data["space"], where="log: space")
+        return cls(**{**data, "roles": tuple(Role(role) for role in data["roles"]), "space": space})
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One interval of one member: train from `start_epoch` to `end_epoch` (exclusive) under these policies.
+
+    `donor` is the member whose state of the generation before it starts from: itself, or the member it copies; None
+    in generation 0. `total_epochs` is the length that learning-rate schedules refer to.
+    """
+
+    member: int
+    generation: int
+    donor: int | None
+    start_epoch: int
+    end_epoch: int
+    total_epochs: int
+    policies: Policies
+
+    @property
+    def state(self) -> str:
+        """Name of the state this job ends in; also the member's lineage id at that generation."""
+        return state_name(self.member, self.generation)
+
+    @property
+    def source(self) -> str | None:
+        """Name of the state this job starts from; None for fresh networks."""
+        return None if self.donor is None else state_name(self.donor, self.generation - 1)
+
+    def to_dict(self, space: SearchSpace) -> dict[str, Any]:
+        """Return plain data; equal jobs give equal data."""
+        data = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        return data | {"policies": policies_to_dict(self.policies, space)}
+
+
+@dataclass(frozen=True, slots=True)
+class Perturbation:
+    """One exploit and explore, decided after `generation`: the recipient copies the donor, then mutates."""
+
+    generation: int
+    recipient: int
+    donor: int
+    recipient_score: float
+    donor_score: float
+    before: Policies
+    after: Policies
+
+    def to_dict(self, space: SearchSpace) -> dict[str, Any]:
+        """Return the lineage file's record."""
+        data = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        return data | {
+            "before": policies_to_dict(self.before, space),
+            "after": policies_to_dict(self.after, space),
+        }
+
+
+def state_name(member: int, generation: int) -> str:
+    """Return the folder name of a member's state."""
+    return f"{member:03d}-{generation:04d}"
+
+
+def policies_to_dict(policies: Policies, space: SearchSpace) -> dict[str, Any]:
+    """Return policies of roles as plain data, all slots included."""
+    return {
+        str(role): {"policy": policy_to_list(policy, space, firing_only=False)} | dict(policy.scalars)
+        for role, policy in policies.items()
+    }
+
+
+def policies_from_dict(data: Mapping[str, Any], space: SearchSpace) -> dict[Role, Policy]:
+    """Read `policies_to_dict`'s form."""
+    problems: list[str] = []
+    policies = {
+        Role(role): Policy(
+            policy_from_list(row["policy"], space, role, problems),
+            {key: value for key, value in row.items() if key != "policy"},
+        )
+        for role, row in data.items()
+    }
+    assert not problems, problems
+    return policies
+
+
+class Population:
+    """The fold. `ask` for a member's job, `tell` every record of the log in order; see the module."""
+
+    def __init__(self, rule: Rule):
+        self.rule = rule
+        self.live = set(range(rule.population_size))
+        self.scores: dict[int, dict[int, float]] = {}  # generation -> member -> score
+        self.jobs: dict[tuple[int, int], Job] = {}  # (member, generation) -> job, all that were ever decided
+        self.newest: dict[int, int] = {}  # member -> generation of its newest job
+        self.ends = _generation_ends([], rule.epochs, rule.interval_epochs)
+        self.epochs = rule.epochs
+        for member in range(rule.population_size):
+            self._add_job(member, 0, None, self._first_policies(member))
+
+    @classmethod
+    def replay(cls, records: Iterable[Mapping[str, Any]]) -> "Population":
+        """Return the population that a log describes; its first record is `init`."""
+        records = iter(records)
+        population = cls(Rule.from_dict(next(records)["rule"]))
+        for record in records:
+            population.tell(record)
+        return population
+
+    @property
+    def generations(self) -> int:
+        """How many intervals each member trains."""
+        return len(self.ends)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every live member has reached the goal epoch."""
+        return all(self.reported(member, self.generations - 1) for member in self.live)
+
+    def reported(self, member: int, generation: int) -> bool:
+        """Whether this interval's score is in the log."""
+        return member in self.scores.get(generation, ())
+
+    def ask(self, member: int) -> Job | None:
+        """Return the interval to train next; None while the decision waits for others, and at the end."""
+        generation = self.newest[member]
+        waiting = member in self.live and not self.reported(member, generation)
+        return self.jobs[member, generation] if waiting else None
+
+    def tell(self, record: Mapping[str, Any]) -> list[Perturbation]:
+        """Take one record (`score`, `drop` or `extend`) and return what it led to."""
+        kind = record["kind"]
+        if kind == "score":
+            return self._tell_score(record["member"], record["generation"], record["score"])
+        if kind == "drop":
+            self.live.discard(record["member"])
+            return self._decide_complete_generations()
+        assert kind == "extend", f"unknown kind of record: {kind!r}"
+        self.epochs = record["epochs"]
+        self.ends = _generation_ends(self.ends[: max(self.newest.values()) + 1], self.epochs, self.rule.interval_epochs)
+        if self.rule.synchronous:
+            return self._decide_complete_generations()
+        waiting = sorted(m for m in self.live if self.reported(m, self.newest[m]))
+        return [found for member in waiting for found in self._decide_one(member, self.newest[member])]
+
+    def best(self) -> tuple[int, int]:
+        """Return (member, generation) of the best score of the newest generation that all live members reached.
+
+        Ties go to the lower number. KeyError while nothing has scored.
+        """
+        complete = [g for g, scores in self.scores.items() if self.live and self.live <= scores.keys()]
+        generation = max(complete or self.scores)
+        scores = self.scores[generation]
+        candidates = (self.live & scores.keys()) or scores.keys()
+        return max(sorted(candidates), key=scores.__getitem__), generation
+
+    def _tell_score(self, member: int, generation: int, score: float) -> list[Perturbation]:
+        assert not self.reported(member, generation), f"member {member} scored generation {generation} twice"
+        assert isfinite(score), score
+        self.scores.setdefault(generation, {})[member] = score
+        if self.rule.synchronous:
+            return self._decide_complete_generations()
+        return self._decide_one(member, generation) if member in self.live else []
+
+    def _decide_complete_generations(self) -> list[Perturbation]:
+        """Decide the generation everybody waits behind, if all live members have scored it."""
+        if not self.rule.synchronous or not self.live:
+            return []
+        generation = max(self.newest[member] for member in self.live)
+        scores = self.scores.get(generation, {})
+        if generation + 1 >= self.generations or not self.live <= scores.keys():
+            return []
+        worst, best = self._extremes(generation, ceil)
+        return [
+            found
+            for member in sorted(self.live)
+            for found in self._advance(member, generation, best if member in worst else [])
+        ]
+
+    def _decide_one(self, member: int, generation: int) -> list[Perturbation]:
+        if generation + 1 >= self.generations:
+            return []
+        worst, best = self._extremes(generation, int)
+        return self._advance(member, generation, best if member in worst else [])
+
+    def _extremes(self, generation: int, rounding) -> tuple[list[int], list[int]]:
+        """Return the worst and the best members of a generation, equally many; ties are broken by a seeded draw."""
+        scores = self.scores[generation]
+        members = sorted(self.live & scores.keys())
+        self._rng("ties", generation).shuffle(members)
+        members.sort(key=scores.__getitem__)
+        # 1e-9: 0.1 * 30 is 3.0000000000000004, and ceil would take a fourth
+        count = min(
+            rounding(self.rule.quantile * len(members) - (1e-9 if rounding is ceil else -1e-9)), len(members) // 2
+        )
+        return members[:count], members[len(members) - count :]
+
+    def _advance(self, member: int, generation: int, donors: list[int]) -> list[Perturbation]:
+        """Give a member its next job; with donors, exploit one of them and explore."""
+        rule = self.rule
+        if not donors:
+            self._add_job(member, generation + 1, member, self.jobs[member, generation].policies)
+            return []
+        rng = self._rng("exploit", generation, member)
+        donor = rng.choice(donors)
+        after = {
+            role: explore(
+                self.jobs[donor, generation].policies[role],
+                rule.space,
+                role,
+                rng,
+                resample_probability=rule.resample_probability,
+                max_shift=rule.max_shift,
+            )
+            for role in rule.roles
+        }
+        self._add_job(member, generation + 1, donor, after)
+        scores, before = self.scores[generation], self.jobs[member, generation].policies
+        return [Perturbation(generation, member, donor, scores[member], scores[donor], before, after)]
+
+    def _add_job(self, member: int, generation: int, donor: int | None, policies: Policies) -> None:
+        start = self.ends[generation - 1] if generation else 0
+        self.newest[member] = generation
+        self.jobs[member, generation] = Job(
+            member, generation, donor, start, self.ends[generation], self.epochs, policies
+        )
+
+    def _first_policies(self, member: int) -> Policies:
+        space = self.rule.space
+        if self.rule.initial == "zero":
+            return {role: zero_policy(space, role) for role in self.rule.roles}
+        return {role: random_policy(space, role, self._rng("initial", member, role)) for role in self.rule.roles}
+
+    def _rng(self, *purpose: object) -> random.Random:
+        return random.Random("/".join(map(str, (self.rule.seed, *purpose))))  # seeded by the text's SHA-512
+
+
+def _generation_ends(kept: list[int], epochs: int, interval: int) -> list[int]:
+    """Return the epoch after each generation: the kept ones, then one per interval; the last may be shorter."""
+    last = kept[-1] if kept else 0
+    return kept + [min(end, epochs) for end in range(last + interval, epochs + interval, interval)]
