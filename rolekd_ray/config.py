@@ -1,0 +1,269 @@
+"""The settings of a run: what may stand in a configuration file, and what it defaults to.
+
+Data holds numbers and names, never class paths. Unknown keys are errors, and all problems of a file are reported at
+once. A function receives its own section; only `search` and `cli` read the whole.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rolekd_ray.errors import ConfigError, suggest, unknown_name
+from rolekd_ray.files import dump_yaml, parse_yaml, read_yaml
+from rolekd_ray.policy.space import SearchSpace, find_searchspace, load_space, parse_space
+from rolekd_ray.roles import Role
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that knows no other keys than its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataSettings(Section):
+    """Where images come from and how they are split."""
+
+    source: Literal["digits", "cifar10", "cifar100", "svhn", "fashion_mnist", "parquet", "image_folder"] = "digits"
+    path: Path | None = None
+    """Folder of the dataset; a relative path is read from the current folder. Not used by `digits`."""
+    download: bool = False
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Resize to this many pixels a side; None: images must be of one size."""
+    train: Count | None = None
+    """Training images during the search; None: all that are not held out."""
+    validation: Count = 400
+    """Images held out from teacher, initial weights and student; they alone decide the search."""
+    split_seed: int = 0
+
+
+class NetworkSettings(Section):
+    """One role's network."""
+
+    model: str
+    checkpoint: Path | None = None
+    """A trained network of this architecture; the role is then neither searched nor trained."""
+
+
+class TrainingSettings(Section):
+    """How every network is optimised, in the search and in final trainings."""
+
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Positive = 0.1
+    momentum: Fraction = 0.9
+    """Nesterov momentum of `sgd`; `adam` has its own."""
+    weight_decay: NotNegative = 5e-4
+    learning_rate_schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """`step`: times 0.1 at 30, 60 and 80 % of the epochs, as role-kd's code does."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+
+
+class DistillSettings(Section):
+    """What the student learns from."""
+
+    losses: Mapping[str, NotNegative] = Field({"cross_entropy": 0.1, "hinton": 0.9}, min_length=1)
+    temperature: Positive = 4.0
+    view_mode: Literal["shared_student", "shared_teacher", "independent", "teacher_clean"] = "shared_student"
+
+
+class BaseAugmentationSettings(Section):
+    """What follows the policy in every training view; evaluation uses none of it."""
+
+    crop_padding_pixels: Annotated[int, Field(ge=0)] = 4
+    flip: bool = True
+    cutout_pixels: Annotated[int, Field(ge=0)] = 16
+
+
+class SearchSettings(Section):
+    """The population search."""
+
+    protocol: Literal["sequential", "coevolve"] = "sequential"
+    """`sequential`: teacher's schedule, teacher, then the student's schedule. `coevolve`: both in one search."""
+    population_size: Annotated[int, Field(ge=2)] = 16
+    epochs: Count = 200
+    perturbation_interval_epochs: Count = 3
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    mode: Literal["synchronous", "asynchronous"] = "synchronous"
+    initial_policies: Literal["zero", "random"] = "zero"
+    resample_probability: Fraction = 0.2
+    max_shift_bins: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often an interval of one member may fail before the member is dropped."""
+
+
+class FinalSettings(Section):
+    """The trainings after the search (and of the teacher before the student's search)."""
+
+    epochs: Count | None = None
+    """None: as many as the search; schedules are stretched to this length."""
+    train: Count | None = None
+    """Training images; None: all that are not held out for validation."""
+
+
+class SlotSettings(Section):
+    """The hardware that trains intervals."""
+
+    count: Count | Literal["auto"] = "auto"
+    """`auto`: as many as the machine or cluster holds, at most one per member."""
+    cpus: Positive = 1.0
+    gpus: NotNegative = 0.0
+    """Per slot; a fraction shares one GPU among slots."""
+
+
+class Settings(Section):
+    """One run."""
+
+    source: str = ""
+    """Where the settings come from: a paper, its code, or a sentence."""
+    seed: int = 0
+    data: DataSettings = DataSettings()
+    teacher: NetworkSettings = NetworkSettings(model="resnet20")
+    student: NetworkSettings = NetworkSettings(model="resnet8")
+    training: TrainingSettings = TrainingSettings()
+    distill: DistillSettings = DistillSettings()
+    base_augmentation: BaseAugmentationSettings = BaseAugmentationSettings()
+    search: SearchSettings = SearchSettings()
+    final: FinalSettings = FinalSettings()
+    slots: SlotSettings = SlotSettings()
+    space: str | dict[str, Any] = "cifar10_pba"
+    """A file of `searchspaces/` by name, or the space itself; see `policy.space.parse_space`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.student.checkpoint is not None:
+            raise ValueError("student.checkpoint: the student is what a run trains; expected none")
+        if self.search.protocol == "coevolve" and self.teacher.checkpoint is not None:
+            raise ValueError(
+                "teacher.checkpoint: a given teacher cannot co-evolve; expected search.protocol: sequential"
+            )
+        return self
+
+    def network(self, role: Role) -> NetworkSettings:
+        """Return one role's network settings."""
+        return self.teacher if role == Role.TEACHER else self.student
+
+    @property
+    def final_epochs(self) -> int:
+        """Length of a final training."""
+        return self.final.epochs or self.search.epochs
+
+    def search_space(self, where: str = "settings") -> SearchSpace:
+        """Return the search space, found by name or parsed.
+
+        Raises:
+            SearchSpaceError: it is unknown or wrong.
+        """
+        return (
+            load_space(self.space) if isinstance(self.space, str) else parse_space(self.space, where=f"{where}: space")
+        )
+
+
+def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Read a configuration file, apply `key=value` overrides, check everything.
+
+    Args:
+        path: a YAML file, or the name of one in `searchspaces/`; None: `quickstart`.
+        overrides: dotted keys with YAML values, e.g. `search.epochs=30`; the last one wins.
+
+    Raises:
+        ConfigError: with every problem found; unknown names come with the nearest known one.
+    """
+    path = "quickstart" if path is None else path
+    file = Path(path) if Path(path).suffix or Path(path).exists() else find_searchspace(str(path))
+    data = read_yaml(file, ConfigError)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: expected a mapping of sections, got {data!r}")
+    for override in overrides:
+        _apply_override(data, override)
+    return parse_settings(data, where=file.name, name=file.stem)
+
+
+def parse_settings(data: Mapping[str, Any], *, where: str, name: str = "inline") -> Settings:
+    """Check plain data as settings; see `load_settings`."""
+    if isinstance(data.get("space"), dict):
+        data = {**data, "space": {"name": name, **data["space"]}}
+    problems: list[str] = []
+    settings = None
+    try:
+        # Through JSON: pydantic's strict mode then takes lists and paths as a file writes them, and still no "1".
+        settings = Settings.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        problems += list(dict.fromkeys(_worded(problem, where) for problem in error.errors()))
+    problems += _space_problems(data.get("space"), where)
+    if settings is not None:
+        problems += _name_problems(settings, where)
+    if problems or settings is None:
+        raise ConfigError(*problems)
+    return settings
+
+
+def settings_text(settings: Settings) -> str:
+    """Return every setting, defaults included, as YAML."""
+    return dump_yaml(json.loads(settings.model_dump_json()))
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set: got {override!r}; expected key=value, as in search.epochs=30")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        if not isinstance(data.setdefault(parent, {}), dict):
+            raise ConfigError(f"--set {key}: {parent!r} is not a section")
+        data = data[parent]
+    data[leaf] = parse_yaml(text, where=f"--set {key}", error=ConfigError)
+
+
+def _space_problems(space: object, where: str) -> Sequence[str]:
+    from rolekd_ray.errors import SearchSpaceError
+
+    try:
+        if isinstance(space, str):
+            load_space(space)
+        elif isinstance(space, dict):
+            parse_space(space, where=f"{where}: space")
+    except SearchSpaceError as error:
+        return error.problems
+    return ()
+
+
+def _name_problems(settings: Settings, where: str) -> list[str]:
+    """Check names that other rooms own the list of, where that needs no torch."""
+    scalars = {"temperature", "learning_rate", "weight_decay"} | {f"losses.{name}" for name in settings.distill.losses}
+    return [
+        unknown_name(f"{where}: space.scalars", "scalar", scalar.name, sorted(scalars))
+        for scalar in settings.search_space(where).scalars
+        if scalar.name not in scalars
+    ]
+
+
+def _worded(problem: Any, where: str) -> str:
+    """Turn one pydantic error into the project's form."""
+    # pydantic names the tried alternatives of a union in the location: `slots.count.literal['auto']`
+    location = [str(part) for part in problem["loc"] if not re.search(r"[\[(-]|^(str|int)$", str(part))]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        section: type[BaseModel] = Settings
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation  # type: ignore[assignment]
+        return unknown_name(
+            f"{where}: {'.'.join(location[:-1])}".rstrip(": "), "key", location[-1], section.model_fields
+        )
+    rule = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{where}: {rule}"
+    hint = ""
+    if problem["type"] == "literal_error":
+        names = str(problem["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        hint = suggest(problem["input"], names)
+    return f"{where}: {key}: got {problem['input']!r}; {rule[0].lower()}{rule[1:]}.{hint}"
