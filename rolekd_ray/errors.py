@@ -64,3 +64,11 @@ def unknown_name(where: str, kind: str, name: object, allowed: Iterable[str]) ->
     """Word the problem of a name that is not in a list."""
     names = list(allowed)
     return f"{where}: unknown {kind} {name!r}; expected one of {', '.join(names)}.{suggest(name, names)}"
+
+
+class StorageError(InputError):
+    """Storage that cannot be written: full, read-only, gone. Nothing half-written is left."""
+
+
+class TrainingError(RolekdError):
+    """A training that cannot go on, such as one whose loss is not finite."""

@@ -1,0 +1,174 @@
+"""The epoch loop: distillation of one learner under policies that change with the epoch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+
+import torch
+from torch import Tensor, nn
+
+from rolekd_ray.augment.policy_agent import PolicyAgent
+from rolekd_ray.augment.randomness import stream_key
+from rolekd_ray.config import Settings
+from rolekd_ray.distill.losses import Outputs, weighted_loss
+from rolekd_ray.distill.views import network_views
+from rolekd_ray.errors import TrainingError
+from rolekd_ray.policy.policy import Policy
+from rolekd_ray.roles import Role
+from rolekd_ray.training.learner import Learner, learning_rate_factor
+from rolekd_ray.training.precision import autocast
+from rolekd_ray.training.views import Views
+
+PoliciesAt = Callable[[Role, int], list[tuple[float, Policy]]]
+"""(role, epoch) -> weighted policies, as `Schedule.policies_at`."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What trainings on one dataset share; `train` changes nothing but the learner it is given.
+
+    `images` (N, C, H, W) uint8 and `labels` (N,) are the whole training set, `indices` the part that is trained on.
+    A trained teacher is the distillation target while it learns; else `frozen_teacher` is; with neither, the student
+    learns from labels alone.
+    """
+
+    settings: Settings
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    views: Views
+    dtype: torch.dtype
+    frozen_teacher: nn.Module | None = None
+
+    def train(
+        self, learner: Learner, policies_at: PoliciesAt, *, end_epoch: int, total_epochs: int, stream: object
+    ) -> dict[str, float]:
+        """Train from the learner's epoch to `end_epoch` (exclusive); return the last epoch's mean losses.
+
+        Args:
+            learner: trained in place.
+            policies_at: the schedule in force.
+            end_epoch: where to stop.
+            total_epochs: the length the learning-rate schedule refers to.
+            stream: tells trainings of one run apart; order and dropout follow from (run seed, stream, epoch).
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        losses: dict[str, float] = {}
+        for network in learner.networks.values():
+            network.train()
+        while learner.epoch < end_epoch:
+            losses = self._epoch(learner, policies_at, total_epochs, stream)
+            learner.epoch += 1
+        return losses
+
+    def _epoch(self, learner: Learner, policies_at: PoliciesAt, total_epochs: int, stream: object) -> dict[str, float]:
+        epoch = learner.epoch
+        weighted = {role: policies_at(role, epoch) for role in Role}
+        agents = {role: self.views.agent(policies) for role, policies in weighted.items()}
+        # Scalars belong to an epoch, not to an image: under a flattened schedule the heaviest policy's hold.
+        scalars = {role: max(policies, key=lambda p: p[0])[1].scalars for role, policies in weighted.items()}
+        key = stream_key(self.settings.seed, "training", stream, epoch) % 2**63
+        batches = self._batches(key)
+        sums: dict[str, Tensor] = {}
+        with torch.random.fork_rng(devices=[self.images.device] if self.images.is_cuda else []):
+            torch.manual_seed(key)  # for dropout; nothing else draws from the global generator
+            for number, indices in enumerate(batches):
+                progress = (epoch + number / len(batches)) / total_epochs
+                batch = _Batch(self, agents, indices, epoch)
+                for role in learner.networks:
+                    self._set_optimizer(learner.optimizers[role], scalars[role], progress)
+                    total, parts = self._loss(role, learner, batch, scalars[role])
+                    learner.optimizers[role].zero_grad(set_to_none=True)
+                    total.backward()
+                    learner.optimizers[role].step()
+                    for name, value in ({"loss": total.detach()} | parts).items():
+                        name = f"{role}/{name}"
+                        sums[name] = sums[name] + value if name in sums else value
+        means = {name: (value / len(batches)).item() for name, value in sums.items()}
+        broken = [f"{name} {value}" for name, value in means.items() if not isfinite(value)]
+        if broken:
+            raise TrainingError(f"{stream}: epoch {epoch}: loss is not finite: {', '.join(broken)}")
+        return means
+
+    def _batches(self, key: int) -> list[Tensor]:
+        """Return the epoch's batches of indices; a last batch of one image is left out, BatchNorm cannot use it."""
+        generator = torch.Generator().manual_seed(key)
+        order = self.indices[torch.randperm(len(self.indices), generator=generator)].to(self.images.device)
+        return [batch for batch in order.split(self.settings.training.batch_size) if len(batch) > 1]
+
+    def _set_optimizer(self, optimizer: torch.optim.Optimizer, scalars: Mapping[str, float], progress: float) -> None:
+        settings = self.settings.training
+        factor = learning_rate_factor(settings.learning_rate_schedule, progress)
+        for group in optimizer.param_groups:
+            group["lr"] = scalars.get("learning_rate", settings.learning_rate) * factor
+            group["weight_decay"] = scalars.get("weight_decay", settings.weight_decay)
+
+    def _loss(
+        self, role: Role, learner: Learner, batch: "_Batch", scalars: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a role's total loss and its parts on one batch."""
+        if role == Role.TEACHER:
+            logits = self._forward(learner.networks[role], batch.teacher_view)
+            return weighted_loss({"cross_entropy": 1.0}, Outputs(logits, None, batch.labels))
+        settings = self.settings.distill
+        teacher = learner.networks.get(Role.TEACHER, self.frozen_teacher)
+        if teacher is None:
+            logits = self._forward(learner.networks[role], batch.student_view)
+            return weighted_loss({"cross_entropy": 1.0}, Outputs(logits, None, batch.labels))
+        for_student, for_teacher = network_views(
+            settings.view_mode,
+            student_view=lambda: batch.student_view,
+            teacher_view=lambda: batch.teacher_view,
+            clean_view=lambda: batch.clean_view,
+        )
+        targets = self._targets(teacher, for_teacher)
+        logits = self._forward(learner.networks[role], for_student)
+        weights = {name: scalars.get(f"losses.{name}", weight) for name, weight in settings.losses.items()}
+        temperature = scalars.get("temperature", settings.temperature)
+        return weighted_loss(weights, Outputs(logits, targets, batch.labels, temperature))
+
+    def _forward(self, network: nn.Module, view: Tensor) -> Tensor:
+        with autocast(self.dtype, view.device):
+            return network(view)
+
+    def _targets(self, teacher: nn.Module, view: Tensor) -> Tensor:
+        """Return the teacher's logits in evaluation mode, so that its BatchNorm buffers stay untouched."""
+        training = teacher.training
+        teacher.eval()
+        with torch.no_grad():
+            logits = self._forward(teacher, view.to(_dtype_of(teacher)))
+        teacher.train(training)
+        return logits
+
+
+class _Batch:
+    """One batch and its views, each made once and only if some network asks for it."""
+
+    def __init__(self, trainer: Trainer, agents: Mapping[Role, PolicyAgent], indices: Tensor, epoch: int):
+        self.trainer, self.agents, self.indices, self.epoch = trainer, agents, indices, epoch
+        self.images = trainer.images[indices]
+        self.labels = trainer.labels[indices]
+
+    def _view(self, role: Role) -> Tensor:
+        views = self.trainer.views
+        view = views.view(self.agents[role], self.images, self.indices, role=role, epoch=self.epoch)
+        return view.contiguous(memory_format=torch.channels_last)
+
+    @cached_property
+    def teacher_view(self) -> Tensor:
+        return self._view(Role.TEACHER)
+
+    @cached_property
+    def student_view(self) -> Tensor:
+        return self._view(Role.STUDENT)
+
+    @cached_property
+    def clean_view(self) -> Tensor:
+        return self.trainer.views.clean(self.images).contiguous(memory_format=torch.channels_last)
+
+
+def _dtype_of(network: nn.Module) -> torch.dtype:
+    return next(network.parameters()).dtype
