@@ -1,0 +1,7 @@
+"""Data: image sets from many sources, decoded once per machine, and splits that hold images out."""
+
+from rolekd_ray.data.images import ImageSet
+from rolekd_ray.data.sources import SOURCES, load_image_set
+from rolekd_ray.data.splits import Split, stratified_split
+
+__all__ = ["SOURCES", "ImageSet", "Split", "load_image_set", "stratified_split"]

@@ -1,0 +1,1 @@
+"""Distillation: losses as plain functions, and which role's view feeds which network."""

@@ -1,0 +1,47 @@
+"""Folding: a frozen network with BatchNorm made part of the convolutions before it."""
+
+import copy
+import logging
+from collections import Counter
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+_log = logging.getLogger(__name__)
+
+
+def fold_batchnorm(network: nn.Module) -> nn.Module:
+    """Return a frozen copy in eval mode, each BatchNorm folded into the convolution that alone feeds it.
+
+    Logits agree with the network's in eval mode up to float rounding. Modules keep their names and still run, so hooks
+    on stages still work; a folded BatchNorm becomes an identity. The network itself is left as it is. Only plain
+    `nn.Conv2d` is folded: a quantised layer would quantise other weights. A network that cannot be traced comes back
+    frozen but not folded, and the log says so.
+    """
+    folded = copy.deepcopy(network).eval().requires_grad_(False)
+    try:
+        graph = fx.Tracer().trace(folded)
+    except Exception as problem:  # tracing runs the network's own code on symbols: any error can come out of it
+        _log.info("%s cannot be traced, so BatchNorm is not folded: %s", type(network).__name__, problem)
+        return folded
+    for conv_path, bn_path in _pairs(folded, graph):
+        fused = fuse_conv_bn_eval(folded.get_submodule(conv_path), folded.get_submodule(bn_path))
+        folded.set_submodule(conv_path, fused.requires_grad_(False))
+        folded.set_submodule(bn_path, nn.Identity())
+    return folded
+
+
+def _pairs(network: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
+    """Return the paths of convolutions and the BatchNorms after them that may be folded."""
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    times = Counter(id(network.get_submodule(node.target)) for node in calls)
+    pairs = []
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        conv, bn = network.get_submodule(before.target), network.get_submodule(node.target)
+        used_once = times[id(conv)] == times[id(bn)] == 1  # a module called twice has two neighbours
+        if type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d and bn.running_mean is not None and used_once:
+            pairs.append((before.target, node.target))
+    return pairs
