@@ -168,7 +168,7 @@ def schedule_from_dict(data: object, *, where: str) -> Schedule:
         if not isinstance(rows, list) or not rows:
             problems.append(f"{where}: roles.{name}.segments: got {rows!r}; expected a list of segments")
             continue
-        segments = [_segment(s, space, Role(name), f"{where}: roles.{name}.segments[{i}]", problems)
+        segments = [segment_from_dict(s, space, Role(name), f"{where}: roles.{name}.segments[{i}]", problems)
                     for i, s in enumerate(rows)]  # fmt: skip
         roles[Role(name)] = tuple(segments)
     lengths = {str(role): sum(s.epochs for s in segments) for role, segments in roles.items()}
@@ -182,7 +182,8 @@ def schedule_from_dict(data: object, *, where: str) -> Schedule:
     return Schedule(space, roles, flattened)
 
 
-def _segment(row: object, space: SearchSpace, role: Role, where: str, problems: list[str]) -> Segment:
+def segment_from_dict(row: object, space: SearchSpace, role: Role, where: str, problems: list[str]) -> Segment:
+    """Read a segment `{epochs, policy, <scalars>}`; adds to `problems` what does not fit the space."""
     if not isinstance(row, Mapping):
         problems.append(f"{where}: got {row!r}; expected {{epochs, policy}}")
         return Segment(1, Policy())
