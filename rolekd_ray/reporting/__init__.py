@@ -1,0 +1,1 @@
+"""What a run shows: history, TensorBoard, console. Reads the run directory and the log's records alone."""

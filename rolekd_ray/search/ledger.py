@@ -1,0 +1,119 @@
+"""The ledger: log, population and everything derived from them, kept in step by the search's one writer."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rolekd_ray.files import write_atomically
+from rolekd_ray.policy.population import FORMAT, Job, Perturbation, Population, Rule
+from rolekd_ray.search.log import Log
+
+LINEAGE = "lineage.jsonl"
+STATES = "states"
+
+
+class Observer(Protocol):
+    """Hears of a search as it goes on; called after the record is on disk."""
+
+    def scored(self, job: Job, record: Mapping[str, Any], population: Population) -> None:
+        """Hear that a member scored an interval."""
+        ...
+
+    def perturbed(self, perturbation: Perturbation, population: Population) -> None:
+        """Hear that a member copied another."""
+        ...
+
+    def dropped(self, record: Mapping[str, Any], population: Population) -> None:
+        """Hear that a member was given up."""
+        ...
+
+    def close(self) -> None:
+        """Finish; the search ended or was stopped."""
+        ...
+
+
+class Ledger:
+    """Opens a search's folder, creating it if new: replays its log, then takes scores and drops one by one.
+
+    Args:
+        folder: the search's folder.
+        rule: used for a new search; a search that has a log keeps the rule it began with.
+        observers: hear the past first (`scored` and `perturbed` are replayed), then what happens.
+
+    Raises:
+        RunDirectoryError: another process is writing it.
+    """
+
+    def __init__(self, folder: Path, rule: Rule, observers: Sequence[Observer] = ()):
+        self.folder, self.observers = folder, observers
+        self._log = Log(folder)
+        records = self._log.records()
+        if not records:
+            records = [{"kind": "init", "format": FORMAT, "rule": rule.to_dict()}]
+            self._log.append(records[0])
+        self.population = Population(Rule.from_dict(records[0]["rule"]))
+        lineage = []
+        for record in records[1:]:
+            lineage += self._tell(record)
+        write_atomically(folder / LINEAGE, "".join(map(self._lineage_line, lineage)))
+
+    def score(self, job: Job, metrics: Mapping[str, Any]) -> None:
+        """Take the metrics of a finished interval, `score` among them; a second report of it is ignored."""
+        if not self.population.reported(job.member, job.generation):
+            self._append(
+                {
+                    "kind": "score",
+                    "member": job.member,
+                    "generation": job.generation,
+                    "score": metrics["score"],
+                    "time": time.time(),
+                    "metrics": dict(metrics),
+                }
+            )
+
+    def drop(self, member: int, reason: str) -> None:
+        """Give a member up; the others go on without it."""
+        if member in self.population.live:
+            self._append({"kind": "drop", "member": member, "reason": reason, "time": time.time()})
+
+    def extend(self, epochs: int) -> None:
+        """Move the goal."""
+        self._append({"kind": "extend", "epochs": epochs, "time": time.time()})
+
+    def collect(self) -> None:
+        """Delete states that no coming interval can start from; those of the newest generation stay."""
+        oldest = min((self.population.newest[m] for m in self.population.live), default=0)
+        sources = {self.population.jobs[m, self.population.newest[m]].source for m in self.population.live}
+        for state in (self.folder / STATES).glob("[0-9]*-[0-9]*"):
+            if int(state.name.split("-")[1]) < oldest and state.name not in sources:
+                shutil.rmtree(state, ignore_errors=True)
+
+    def close(self) -> None:
+        """Close log and observers."""
+        for observer in self.observers:
+            observer.close()
+        self._log.close()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self._log.append(record)
+        found = self._tell(record)
+        if found:
+            with open(self.folder / LINEAGE, "a", encoding="utf-8") as file:
+                file.writelines(map(self._lineage_line, found))
+
+    def _tell(self, record: Mapping[str, Any]) -> list[Perturbation]:
+        found = self.population.tell(record)
+        for observer in self.observers:
+            if record["kind"] == "score":
+                observer.scored(self.population.jobs[record["member"], record["generation"]], record, self.population)
+            elif record["kind"] == "drop":
+                observer.dropped(record, self.population)
+            for perturbation in found:
+                observer.perturbed(perturbation, self.population)
+        return found
+
+    def _lineage_line(self, perturbation: Perturbation) -> str:
+        return json.dumps(perturbation.to_dict(self.population.rule.space)) + "\n"

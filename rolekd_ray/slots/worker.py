@@ -1,0 +1,197 @@
+"""The worker of a slot: trains one interval of one member at a time, from state file to state file."""
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from rolekd_ray.config import Settings
+from rolekd_ray.errors import CheckpointError
+from rolekd_ray.models.folding import fold_batchnorm
+from rolekd_ray.policy.policy import Policy
+from rolekd_ray.policy.population import Job
+from rolekd_ray.policy.schedule import Schedule
+from rolekd_ray.policy.space import SearchSpace
+from rolekd_ray.roles import Role
+from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
+from rolekd_ray.training.data import TrainingData, open_training_data
+from rolekd_ray.training.epochs import Trainer
+from rolekd_ray.training.evaluation import evaluate
+from rolekd_ray.training.learner import Learner, new_learner
+from rolekd_ray.training.networks import describe_networks, load_network
+from rolekd_ray.training.precision import compute_dtype
+from rolekd_ray.training.views import Views
+
+
+class Worker(Protocol):
+    """Trains intervals; Ray's slots and the one-process runner drive any of them."""
+
+    def train(self, job: Job) -> dict[str, Any]:
+        """Train an interval, leave its state on disk, return its metrics, `score` among them.
+
+        Doing a job again returns the same score: at once if its state lies there.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a search trains.
+
+    `roles` are trained and evolve; the last of them is the fitness (the student, where both are trained). `teacher` is
+    the frozen teacher's checkpoint; `fixed` holds the policies of roles that do not evolve.
+    """
+
+    settings: Settings
+    states: Path
+    roles: tuple[Role, ...]
+    teacher: Path | None = None
+    fixed: Schedule | None = None
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        return self.settings.search_space()
+
+
+class TrainingWorker:
+    """The real worker: distillation on the task's data. Everything it needs is loaded once, on first use."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.settings = task.settings
+        self.device = torch.device("cuda" if task.settings.slots.gpus else "cpu")
+        self._held: tuple[str, dict[str, Any]] | None = None
+        if self.device.type == "cpu":
+            # OpenMP's spinning barrier costs 2 to 50 times under neighbours: one thread per whole CPU of the slot
+            torch.set_num_threads(max(1, int(self.settings.slots.cpus)))
+
+    def train(self, job: Job) -> dict[str, Any]:
+        """See `Worker.train`.
+
+        Raises:
+            TrainingError: a loss is not finite.
+            StorageError: the state cannot be written.
+        """
+        folder, plain = self.task.states / job.state, job.to_dict(self.task.space)
+        stored = self._stored_metrics(folder, plain)
+        if stored is not None:
+            return stored
+        started = time.perf_counter()
+        learner = self._learner(job)
+        loaded = time.perf_counter()
+        losses = self.trainer.train(
+            learner,
+            lambda role, epoch: self._policies(job, role, epoch),
+            end_epoch=job.end_epoch,
+            total_epochs=job.total_epochs,
+            stream=job.state,
+        )
+        trained = time.perf_counter()
+        metrics = losses | self._validate(learner)
+        metrics |= {
+            "load_seconds": loaded - started,
+            "train_seconds": trained - loaded,
+            "validation_seconds": time.perf_counter() - trained,
+        }
+        tree = learner.tree()
+        save_checkpoint(folder, tree, self._description | {"job": plain, "metrics": metrics})
+        self._held = (job.state, tree)
+        return metrics
+
+    def _stored_metrics(self, folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the metrics of this very job if an earlier try finished it: a score that was never logged."""
+        try:
+            description = read_description(folder)
+            return description["metrics"] if description["job"] == job else None
+        except CheckpointError:
+            return None
+
+    def _learner(self, job: Job) -> Learner:
+        """Return the networks the job starts from, built anew: nothing of another member can leak into them."""
+        image_set = self.data.image_set
+        learner = new_learner(
+            self.settings,
+            self.task.roles,
+            num_classes=image_set.num_classes,
+            channels=image_set.channels,
+            device=self.device,
+            key=job.member,
+        )
+        if job.source is not None:
+            held, self._held = self._held, None  # training changes these tensors in place: good for one use
+            folder = self.task.states / job.source
+            tree = held[1] if held and held[0] == job.source else load_checkpoint(folder)[0]
+            learner.load(tree, where=str(folder))
+        assert learner.epoch == job.start_epoch, (learner.epoch, job)
+        return learner
+
+    def _policies(self, job: Job, role: Role, epoch: int) -> list[tuple[float, Policy]]:
+        if role in job.policies:
+            return [(1.0, job.policies[role])]
+        fixed = self.task.fixed
+        return fixed.policies_at(role, epoch) if fixed is not None else [(1.0, Policy())]
+
+    def _validate(self, learner: Learner) -> dict[str, float]:
+        metrics = {}
+        for role, network in learner.networks.items():
+            found = evaluate(network, *self._validation, self.trainer.views, dtype=self.trainer.dtype)
+            metrics |= {f"{role}/validation_accuracy": found.accuracy, f"{role}/validation_loss": found.loss}
+        return metrics | {"score": metrics[f"{self.task.roles[-1]}/validation_accuracy"]}
+
+    @cached_property
+    def data(self) -> TrainingData:
+        """The images, opened on first use."""
+        return open_training_data(self.settings.data, train=self.settings.data.train)
+
+    @cached_property
+    def _validation(self):
+        held_out = self.data.image_set.subset(self.data.validation)
+        return held_out.images.to(self.device), held_out.labels.to(self.device)
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        models = {role: self.settings.network(role).model for role in self.task.roles}
+        return describe_networks(models, self.data.image_set, self.data.statistics, self.settings.data)
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """The epoch loop with the frozen teacher, built on first use."""
+        teacher = None
+        if self.task.teacher is not None:
+            image_set = self.data.image_set
+            network, _ = load_network(
+                self.task.teacher,
+                Role.TEACHER,
+                model=self.settings.teacher.model,
+                num_classes=image_set.num_classes,
+                channels=image_set.channels,
+            )
+            teacher = network
+        return new_trainer(self.settings, self.data, self.task.space, self.device, teacher)
+
+
+def new_trainer(
+    settings: Settings,
+    data: TrainingData,
+    space: SearchSpace,
+    device: torch.device,
+    teacher: torch.nn.Module | None,
+) -> Trainer:
+    """Return the epoch loop for a run's data; a frozen teacher is folded and put into the compute format."""
+    dtype = compute_dtype(settings.training.precision, device)
+    mean, std = (value.to(device) for value in data.statistics)
+    if teacher is not None:
+        teacher = fold_batchnorm(teacher).to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Trainer(
+        settings=settings,
+        images=data.image_set.images.to(device),
+        labels=data.image_set.labels.to(device),
+        indices=data.train,
+        views=Views(settings.base_augmentation, space, mean, std, seed=settings.seed),
+        dtype=dtype,
+        frozen_teacher=teacher,
+    )

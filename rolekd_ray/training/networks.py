@@ -1,0 +1,61 @@
+"""Finished networks: writing them for anyone to use, reading them back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rolekd_ray.config import DataSettings
+from rolekd_ray.data.images import ImageSet
+from rolekd_ray.errors import CheckpointError
+from rolekd_ray.models.zoo import build_network
+from rolekd_ray.roles import Role
+from rolekd_ray.training.checkpoint import load_checkpoint
+from rolekd_ray.training.learner import load_weights
+
+
+def describe_networks(
+    models: Mapping[Role, str], image_set: ImageSet, statistics: tuple[Tensor, Tensor], data: DataSettings
+) -> dict[str, Any]:
+    """Return what a checkpoint must say so that its networks can be rebuilt and fed."""
+    mean, std = statistics
+    return {
+        "models": {str(role): model for role, model in models.items()},
+        "num_classes": image_set.num_classes,
+        "class_names": list(image_set.class_names),
+        "channels": image_set.channels,
+        "image_size": list(image_set.image_size),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "data": data.model_dump(mode="json"),
+    }
+
+
+def load_network(
+    folder: Path, role: Role, *, model: str | None = None, num_classes: int | None = None, channels: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return (network in evaluation mode, description) of a checkpoint or a member's state.
+
+    Args:
+        folder: the checkpoint.
+        role: whose network; a checkpoint of one network gives that one, whatever its role.
+        model: expected architecture; None: any.
+        num_classes: expected outputs; None: any.
+        channels: expected input channels; None: any.
+
+    Raises:
+        CheckpointError: missing, damaged, or not the expected network.
+    """
+    tree, description = load_checkpoint(folder)
+    networks = tree.get("networks", {})
+    name = str(role) if role in networks else next(iter(networks), None) if len(networks) == 1 else None
+    if name is None or "models" not in description:
+        raise CheckpointError(f"{folder}: holds networks of {sorted(networks)}; expected one of the {role}")
+    found = description["models"][name], description["num_classes"], description["channels"]
+    for what, got, expected in zip(("model", "classes", "channels"), found, (model, num_classes, channels)):
+        if expected is not None and got != expected:
+            raise CheckpointError(f"{folder}: of another architecture: {what}: got {got!r}; expected {expected!r}")
+    network = build_network(found[0], num_classes=found[1], channels=found[2])
+    load_weights(network, networks[name], where=str(folder))
+    return network.eval(), description
