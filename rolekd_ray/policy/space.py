@@ -30,6 +30,8 @@ OP_UNITS: dict[str, str | None] = {
     "contrast": "factor",
 }
 
+SEGMENT_KEYS = ("epochs", "policy", "agents")  # scalars stand beside these in a schedule file
+
 
 @dataclass(frozen=True, slots=True)
 class OpSpec:
@@ -86,8 +88,8 @@ class SearchSpace:
         """Return an op's row; KeyError if the space does not list it."""
         return self._ops_by_name[name]
 
-    def __contains__(self, op_name: str) -> bool:
-        return op_name in self._ops_by_name
+    def __contains__(self, op_name: object) -> bool:
+        return isinstance(op_name, str) and op_name in self._ops_by_name
 
     def probability(self, probability_bin: int) -> float:
         """Return the chance, in [0, 1], that a bin stands for."""
@@ -175,7 +177,7 @@ def _is_number(value: object) -> bool:
 
 def _parse_counts(data: object, where: str, problems: list[str]) -> tuple[float, ...]:
     try:
-        counts = {int(key): float(value) for key, value in dict(data).items()}  # type: ignore[call-overload]
+        counts = {int(str(key)): float(value) for key, value in dict(data).items()}  # type: ignore[call-overload]
     except (TypeError, ValueError):
         problems.append(f"{where}: got {data!r}; expected how many ops fire and how often, as {{0: 0.2, 1: 0.8}}")
         return (1.0,)
@@ -245,6 +247,10 @@ def _parse_scalar(name: str, row: object, where: str, problems: list[str]) -> Sc
         problems.append(f"{where}: got {row!r}; expected a mapping such as {{initial: 4.0, range: [1, 10]}}")
         return None
     found = len(problems)
+    if name in SEGMENT_KEYS:
+        problems.append(
+            f"{where}: got a key of the schedule file; expected a name other than {', '.join(SEGMENT_KEYS)}"
+        )
     allowed = ("role", "initial", "range", "log", "factors", "resample_probability")
     problems += [unknown_name(where, "key", key, allowed) for key in row if key not in allowed]
     role, log = row.get("role", "student"), row.get("log", False)
@@ -266,6 +272,7 @@ def _parse_scalar(name: str, row: object, where: str, problems: list[str]) -> Sc
         problems.append(f"{where}.resample_probability: got {resample!r}; expected a number in [0, 1]")
     if len(problems) > found:
         return None
+    assert bounds is not None and initial is not None, "checked above"
     low, high = map(float, bounds)
     return ScalarSpec(name, Role(role), float(initial), low, high, log, tuple(map(float, factors)), float(resample))
 
@@ -297,5 +304,5 @@ def load_space(name: str) -> SearchSpace:
     from rolekd_ray.files import read_yaml  # lazily: importing YAML costs more than this whole room
 
     path = find_searchspace(name)
-    data = read_yaml(path)
+    data = read_yaml(path, SearchSpaceError)
     return parse_space(data.get("space") if isinstance(data, dict) else None, where=f"{path.name}: space", name=name)
