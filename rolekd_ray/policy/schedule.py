@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 from rolekd_ray.errors import ScheduleError, SearchSpaceError, unknown_name
@@ -202,13 +202,15 @@ def segment_from_dict(row: object, space: SearchSpace, role: Role, where: str, p
     return Segment(epochs, Policy(policy_from_list(row.get("policy"), space, f"{where}.policy", problems), scalars))
 
 
-def load_schedule(path: Path) -> Schedule:
+def load_schedule(path: str | PathLike[str]) -> Schedule:
     """Read a schedule file.
 
     Raises:
         ScheduleError: it is missing, not YAML, or does not fit its space.
         SearchSpaceError: its space is unknown or wrong.
     """
+    from pathlib import Path
+
     from rolekd_ray.files import read_yaml
 
     return schedule_from_dict(read_yaml(Path(path), ScheduleError), where=str(path))

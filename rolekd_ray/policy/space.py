@@ -5,11 +5,13 @@ Data, not code: a space is the `space:` section of a file in `searchspaces/`. It
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rolekd_ray.errors import SearchSpaceError, suggest, unknown_name
 from rolekd_ray.roles import Role
+
+if TYPE_CHECKING:  # with difflib and YAML the costliest imports of this room, and seldom needed
+    from pathlib import Path
 
 # op -> unit of its magnitude; None: the op has no strength. `augment.ops` implements exactly these.
 OP_UNITS: dict[str, str | None] = {
@@ -277,14 +279,16 @@ def _parse_scalar(name: str, row: object, where: str, problems: list[str]) -> Sc
     return ScalarSpec(name, Role(role), float(initial), low, high, log, tuple(map(float, factors)), float(resample))
 
 
-def searchspaces_folder() -> Path:
+def searchspaces_folder() -> "Path":
     """Return where the shipped `searchspaces/` lie: inside the installed package, or beside it in a checkout."""
+    from pathlib import Path
+
     package = Path(__file__).parent.parent
     inside = package / "searchspaces"
     return inside if inside.is_dir() else package.parent / "searchspaces"
 
 
-def find_searchspace(name: str) -> Path:
+def find_searchspace(name: str) -> "Path":
     """Return the file of a shipped search space by name.
 
     Raises:
