@@ -66,7 +66,7 @@ def cached(name: str, entry: str, build: Build) -> ImageSet:
             if found is None:
                 _write(folder, build)
                 found = _open(folder, name)
-    except OSError as problem:
+    except (OSError, NotImplementedError) as problem:  # the second: a file system without locks
         _log.warning("%s: not cached (%s); set ROLEKD_CACHE to a folder with room", folder, problem)
     if found is None:
         images, labels, class_names = build(lambda shape: np.empty(shape, np.uint8))
@@ -82,10 +82,9 @@ def _write(folder: Path, build: Build) -> None:
         aside.chmod(0o755)  # mkdtemp gives 0700; colleagues may share a cache
 
         def allocate(shape: tuple[int, ...]) -> np.ndarray:
-            return np.lib.format.open_memmap(aside / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+            return _new_file(aside / "images.npy", shape)
 
         images, labels, class_names = build(allocate)
-        images.flush()
         np.save(aside / "labels.npy", labels)
         entry = {"class_names": class_names, "images_crc32": _crc32(images), "labels_crc32": _crc32(labels)}
         (aside / "entry.json").write_text(json.dumps(entry), encoding="utf-8")
@@ -94,6 +93,14 @@ def _write(folder: Path, build: Build) -> None:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _new_file(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error here, else it kills the process at some later write
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return images
 
 
 def _open(folder: Path, name: str) -> ImageSet | None:

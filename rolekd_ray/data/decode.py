@@ -15,7 +15,7 @@ from rolekd_ray.errors import DataError
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Listing:
     """What a source holds, before a pixel of it is decoded.
 

@@ -60,13 +60,12 @@ def _labels(file: Path) -> tuple[np.ndarray, tuple[str, ...] | None]:
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py()
         raise DataError(f"{file} row {row}: got no {name}; expected a whole number of at least 0")
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise DataError(f"{file}: column {name!r}: got type {column.type}; expected whole numbers of at least 0")
     try:
-        labels = column.cast(pa.int64()).to_numpy() if not pa.types.is_boolean(column.type) else None
+        return column.cast(pa.int64()).to_numpy(), _class_names(schema, name)
     except pa.ArrowInvalid as problem:
         raise DataError(f"{file}: column {name!r}: {problem}; expected whole numbers of at least 0") from problem
-    if labels is None or pa.types.is_string(column.type):
-        raise DataError(f"{file}: column {name!r}: got type {column.type}; expected whole numbers of at least 0")
-    return labels, _class_names(schema, name)
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
@@ -85,17 +84,22 @@ def _out_of_range(file: Path, labels: np.ndarray, num_classes: int) -> Iterator[
 
 def _pictures(files: tuple[Path, ...]) -> Iterator[tuple[str, Image.Image]]:
     for file in files:
-        table = _open(file)
-        name = _column(file, table.schema_arrow, IMAGE_COLUMNS, "image")
-        row = 0
-        for batch in table.iter_batches(batch_size=1024, columns=[name]):
-            for cell in batch.column(0).to_pylist():
-                where = f"{file} row {row}"
-                data = cell.get("bytes") if isinstance(cell, dict) else cell
-                if not isinstance(data, bytes):
-                    raise DataError(f"{where}: got no picture bytes in {name!r}; expected an encoded picture")
-                yield where, open_picture(data, where)
-                row += 1
+        for row, cell in enumerate(_cells(file)):
+            where = f"{file} row {row}"
+            data = cell.get("bytes") if isinstance(cell, dict) else cell
+            if not isinstance(data, bytes):
+                raise DataError(f"{where}: got no picture's bytes; expected binary, or a struct with binary in 'bytes'")
+            yield where, open_picture(data, where)
+
+
+def _cells(file: Path) -> Iterator[object]:
+    table = _open(file)
+    name = _column(file, table.schema_arrow, IMAGE_COLUMNS, "image")
+    try:
+        for batch in table.iter_batches(batch_size=1024, columns=[name]):  # in parts: pictures may not fit in memory
+            yield from batch.column(0).to_pylist()
+    except (pa.ArrowException, OSError) as problem:
+        raise DataError(f"{file}: damaged: {problem}") from problem
 
 
 def _column(file: Path, schema: pa.Schema, names: tuple[str, ...], what: str) -> str:
@@ -108,12 +112,12 @@ def _column(file: Path, schema: pa.Schema, names: tuple[str, ...], what: str) ->
 def _open(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as problem:
+    except (pa.ArrowException, OSError) as problem:
         raise DataError(f"{file}: not a Parquet file that can be read: {problem}") from problem
 
 
 def _read_column(file: Path, name: str) -> pa.ChunkedArray:
     try:
         return _open(file).read(columns=[name]).column(0)
-    except (pa.ArrowInvalid, OSError) as problem:
+    except (pa.ArrowException, OSError) as problem:
         raise DataError(f"{file}: damaged: {problem}") from problem

@@ -53,7 +53,7 @@ def load_image_set(
     """
     _check(source, path, split, image_size)
     folder = DIGITS if source == "digits" else Path(path or "").expanduser()
-    if not folder.exists() and not download:
+    if not folder.is_dir() and not download:
         raise DataError(f"data.path: no such folder, got {folder}; expected the folder of source {source!r}")
     found = SOURCES[source](folder, split, download)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from rolekd_ray.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Disjoint places in a training set, each sorted int64 (M,)."""
 

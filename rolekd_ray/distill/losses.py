@@ -14,7 +14,7 @@ from torch import Tensor
 from rolekd_ray.errors import ConfigError, unknown_name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outputs:
     """What a loss may look at.
 

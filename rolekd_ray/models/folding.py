@@ -24,24 +24,24 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
     except Exception as problem:  # tracing runs the network's own code on symbols: any error can come out of it
         _log.info("%s cannot be traced, so BatchNorm is not folded: %s", type(network).__name__, problem)
         return folded
-    for conv_path, bn_path in _pairs(folded, graph):
-        fused = fuse_conv_bn_eval(folded.get_submodule(conv_path), folded.get_submodule(bn_path))
-        folded.set_submodule(conv_path, fused.requires_grad_(False))
+    for (conv_path, conv), (bn_path, bn) in _pairs(folded, graph):
+        folded.set_submodule(conv_path, fuse_conv_bn_eval(conv, bn).requires_grad_(False))
         folded.set_submodule(bn_path, nn.Identity())
     return folded
 
 
-def _pairs(network: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
-    """Return the paths of convolutions and the BatchNorms after them that may be folded."""
+def _pairs(network: nn.Module, graph: fx.Graph) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.BatchNorm2d]]]:
+    """Return the convolutions, and the BatchNorms after them, that may be folded, with their paths."""
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    times = Counter(id(network.get_submodule(node.target)) for node in calls)
+    times = Counter(id(network.get_submodule(str(node.target))) for node in calls)
     pairs = []
     for node in calls:
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
-        conv, bn = network.get_submodule(before.target), network.get_submodule(node.target)
-        used_once = times[id(conv)] == times[id(bn)] == 1  # a module called twice has two neighbours
-        if type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d and bn.running_mean is not None and used_once:
-            pairs.append((before.target, node.target))
+        conv, bn = network.get_submodule(str(before.target)), network.get_submodule(str(node.target))
+        if type(conv) is not nn.Conv2d or type(bn) is not nn.BatchNorm2d or bn.running_mean is None:
+            continue
+        if times[id(conv)] == times[id(bn)] == 1:  # a module called twice has two neighbours
+            pairs.append(((str(before.target), conv), (str(node.target), bn)))
     return pairs

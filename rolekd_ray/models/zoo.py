@@ -55,6 +55,24 @@ def build_network(name: str, *, num_classes: int, channels: int, seed: int | Non
         return make(num_classes=num_classes, channels=channels)
 
 
+def check_network(name: str, *, num_classes: int, channels: int, image_size: tuple[int, int]) -> None:
+    """Check that a network of this name exists and takes images of height and width `image_size`, in pixels.
+
+    Builds the network and runs it on torch's meta device, which computes shapes and no values.
+
+    Raises:
+        ConfigError: as `build_network`, or the images are too small for it.
+    """
+    # Built for real, then moved: some of torchvision's networks look at values while they are built.
+    network = build_network(name, num_classes=num_classes, channels=channels, seed=0).to("meta").eval()
+    with torch.no_grad():
+        try:
+            network(torch.empty(2, channels, *image_size, device="meta"))
+        except RuntimeError as problem:
+            size = f"{image_size[1]}x{image_size[0]}"
+            raise ConfigError(f"network {name!r}: cannot take images of {size} pixels: {problem}") from problem
+
+
 def _find(name: str, num_classes: int, channels: int) -> Callable[..., nn.Module]:
     problems = []
     if num_classes < 2:
@@ -100,9 +118,7 @@ def _torchvision_network(name: str, *, num_classes: int, channels: int) -> nn.Mo
 
 
 def _replace_first_convolution(network: nn.Module, channels: int) -> None:
-    path, old = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
-    new = nn.Conv2d(
-        channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, bias=old.bias is not None
-    )  # type: ignore[arg-type]
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    network.set_submodule(path, new)
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    first.in_channels = channels
+    first.weight = nn.Parameter(first.weight.new_empty(first.out_channels, channels, *first.kernel_size))
+    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
