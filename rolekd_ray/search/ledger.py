@@ -30,6 +30,10 @@ class Observer(Protocol):
         """Hear that a member was given up."""
         ...
 
+    def caught_up(self, population: Population) -> None:
+        """Hear that the past is told; what follows is new."""
+        ...
+
     def close(self) -> None:
         """Finish; the search ended or was stopped."""
         ...
@@ -59,6 +63,8 @@ class Ledger:
         for record in records[1:]:
             lineage += self._tell(record)
         write_atomically(folder / LINEAGE, "".join(map(self._lineage_line, lineage)))
+        for observer in observers:
+            observer.caught_up(self.population)
 
     def score(self, job: Job, metrics: Mapping[str, Any]) -> None:
         """Take the metrics of a finished interval, `score` among them; a second report of it is ignored."""

@@ -2,7 +2,7 @@
 
 from rolekd_ray.errors import TrainingError
 from rolekd_ray.search.ledger import Ledger
-from rolekd_ray.slots.worker import Worker
+from rolekd_ray.slots.interface import Worker
 
 
 def run_local(ledger: Ledger, worker: Worker) -> None:

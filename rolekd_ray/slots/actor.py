@@ -5,22 +5,24 @@ from collections.abc import Callable
 from typing import Any
 
 from rolekd_ray.policy.population import Job
-from rolekd_ray.slots.worker import Worker
+from rolekd_ray.slots.interface import Worker
 
 
 class Slot:
-    """Owns one worker; the worker is built on first use, so that its errors reach whoever asked for a job."""
+    """Owns one worker and hands it one interval at a time."""
 
     def __init__(self, make_worker: Callable[[], Worker]):
         self._make_worker = make_worker
         self._worker: Worker | None = None
 
-    def train(self, job: Job) -> dict[str, Any]:
-        """Train one interval; see `Worker.train`."""
+    def prepare(self) -> int:
+        """Build the worker; return the process id. Not done on creation, so that its errors reach who asks."""
         if self._worker is None:
             self._worker = self._make_worker()
-        return self._worker.train(job)
-
-    def pid(self) -> int:
-        """Return the process id; also tells that the slot is up."""
         return os.getpid()
+
+    def train(self, job: Job) -> dict[str, Any]:
+        """Train one interval; see `Worker.train`."""
+        self.prepare()
+        assert self._worker is not None
+        return self._worker.train(job)

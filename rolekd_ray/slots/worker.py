@@ -1,10 +1,9 @@
 """The worker of a slot: trains one interval of one member at a time, from state file to state file."""
 
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -13,9 +12,9 @@ from rolekd_ray.errors import CheckpointError
 from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.population import Job
-from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
+from rolekd_ray.slots.interface import Task
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer
@@ -24,37 +23,6 @@ from rolekd_ray.training.learner import Learner, new_learner
 from rolekd_ray.training.networks import describe_networks, load_network
 from rolekd_ray.training.precision import compute_dtype
 from rolekd_ray.training.views import Views
-
-
-class Worker(Protocol):
-    """Trains intervals; Ray's slots and the one-process runner drive any of them."""
-
-    def train(self, job: Job) -> dict[str, Any]:
-        """Train an interval, leave its state on disk, return its metrics, `score` among them.
-
-        Doing a job again returns the same score: at once if its state lies there.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a search trains.
-
-    `roles` are trained and evolve; the last of them is the fitness (the student, where both are trained). `teacher` is
-    the frozen teacher's checkpoint; `fixed` holds the policies of roles that do not evolve.
-    """
-
-    settings: Settings
-    states: Path
-    roles: tuple[Role, ...]
-    teacher: Path | None = None
-    fixed: Schedule | None = None
-
-    @property
-    def space(self) -> SearchSpace:
-        """The search space."""
-        return self.settings.search_space()
 
 
 class TrainingWorker:

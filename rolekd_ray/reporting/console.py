@@ -1,0 +1,73 @@
+"""What a person sees while a search runs: one bar for the population, one line per exploit. Goes to stderr."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rolekd_ray.policy.population import Job, Perturbation, Population
+
+
+class SearchProgress:
+    """A bar that counts intervals; exploits and drops are printed above it.
+
+    Args:
+        console: where to draw; on anything but a terminal only the lines appear.
+        title: what is searched.
+    """
+
+    def __init__(self, console: Console, title: str):
+        self.console, self.title = console, title
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("intervals · best {task.fields[best]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.task = self.bar.add_task(title, total=None, best="–")
+        self.new = False
+        self.done = 0
+        self.best = 0.0
+
+    def scored(self, job: Job, record: Mapping[str, Any], population: Population) -> None:
+        """Advance the bar."""
+        self.done += 1
+        self.best = max(self.best, record["score"])
+        total = len(population.live) * population.generations
+        self.bar.update(self.task, completed=self.done, total=total, best=f"{self.best:.4f}")
+
+    def perturbed(self, perturbation: Perturbation, population: Population) -> None:
+        """Print the exploit, unless it is of the past."""
+        if self.new:
+            found, epoch = perturbation, population.ends[perturbation.generation]
+            self.console.print(
+                f"  epoch {epoch:>3}  member {found.recipient:>2} ({found.recipient_score:.4f}) copies "
+                f"member {found.donor:>2} ({found.donor_score:.4f}) and mutates",
+                highlight=False,
+            )
+
+    def dropped(self, record: Mapping[str, Any], population: Population) -> None:
+        """Print who was given up and why."""
+        if self.new:
+            self.console.print(f"  [red]member {record['member']} dropped:[/red] {record['reason']}", highlight=False)
+
+    def caught_up(self, population: Population) -> None:
+        """Show the bar."""
+        self.new = True
+        rule = population.rule
+        self.console.print(
+            f"[bold]{self.title}[/bold]: {len(population.live)} members x {population.epochs} epochs, "
+            f"a decision every {rule.interval_epochs}" + (f"; {self.done} intervals done before" if self.done else ""),
+            highlight=False,
+        )
+        self.bar.update(self.task, completed=self.done, total=len(population.live) * population.generations)
+        self.bar.start()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.bar.stop()

@@ -1,0 +1,74 @@
+"""The history of a search as Parquet: one row per member and interval. Derived from the log; can be made anew."""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rolekd_ray.policy.policy import policy_to_list
+from rolekd_ray.policy.population import Job, Perturbation, Population
+
+FOLDER = "history"
+
+
+class History:
+    """Writes `history/generation-<n>.parquet` as soon as all live members scored generation n, and the rest on close.
+
+    Columns: member, generation, epoch, donor, score, time (seconds since 1970), every metric, and per role
+    `<role>/policy` (list of op, probability, magnitude_bin; all slots) and its scalars.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder / FOLDER
+        self.rows: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+
+    def scored(self, job: Job, record: Mapping[str, Any], population: Population) -> None:
+        """Keep the row; write the generation if it is complete."""
+        self.rows[job.generation].append(history_row(job, record, population))
+        if len(self.rows[job.generation]) >= len(population.live):
+            self._write(job.generation)
+
+    def perturbed(self, perturbation: Perturbation, population: Population) -> None:
+        """Nothing to do: `donor` stands in the recipient's next row."""
+
+    def dropped(self, record: Mapping[str, Any], population: Population) -> None:
+        """Nothing to do: a dropped member has no more rows."""
+
+    def caught_up(self, population: Population) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Write generations that are not complete."""
+        for generation in list(self.rows):
+            self._write(generation)
+
+    def _write(self, generation: int) -> None:
+        rows = self.rows.pop(generation)
+        file = self.folder / f"generation-{generation:04d}.parquet"
+        if file.exists() and pq.read_metadata(file).num_rows == len(rows):
+            return  # told again after a restart
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".{file.name}.{uuid4().hex[:8]}")
+        pq.write_table(pa.Table.from_pylist(rows), aside)
+        os.replace(aside, file)
+
+
+def history_row(job: Job, record: Mapping[str, Any], population: Population) -> dict[str, Any]:
+    """Return one row as plain data."""
+    row = {
+        "member": job.member,
+        "generation": job.generation,
+        "epoch": job.end_epoch,
+        "donor": job.donor,
+        "score": record["score"],
+        "time": record["time"],
+    } | {name: value for name, value in record["metrics"].items() if name != "score"}
+    for role, policy in job.policies.items():
+        row[f"{role}/policy"] = policy_to_list(policy, population.rule.space, firing_only=False)
+        row |= {f"{role}/{name}": value for name, value in policy.scalars.items()}
+    return row

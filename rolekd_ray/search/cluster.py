@@ -1,0 +1,56 @@
+"""Ray itself: starting or joining it, and what fits on it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import floor
+
+import ray
+
+from rolekd_ray.config import SlotSettings
+from rolekd_ray.errors import ConfigError
+from rolekd_ray.search.member import NAMESPACE
+
+MEMBER_BYTES = 120 * 2**20
+"""Memory that a member's trial reserves, about what its process takes; it reserves no CPU, for it only waits."""
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, or run a private Ray on this machine; leave Ray as it was found.
+
+    Never joins by guess: after a crash Ray would follow a stale address file.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    options = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def slot_count(settings: SlotSettings, population_size: int) -> int:
+    """Return how many slots to start.
+
+    Raises:
+        ConfigError: not even one fits on any node, or fewer fit than asked for; gives the numbers.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = sum(
+        floor(
+            min(node.get("CPU", 0) / settings.cpus, node.get("GPU", 0) / settings.gpus if settings.gpus else 1e9) + 1e-9
+        )
+        for node in nodes
+    )
+    have = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes]
+    if fitting == 0 or (settings.count != "auto" and settings.count > fitting):
+        raise ConfigError(
+            f"slots: got count {settings.count} of {settings.cpus:g} CPUs and {settings.gpus:g} GPUs each; expected at "
+            f"most {fitting}, for the nodes have {'; '.join(have)}"
+        )
+    return min(fitting, population_size) if settings.count == "auto" else settings.count

@@ -1,0 +1,145 @@
+"""The dispatcher: an actor that hands intervals to slots and their outcomes to the members that asked."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from rolekd_ray.errors import InputError, TrainingError
+from rolekd_ray.policy.population import Job, Population, policies_to_dict
+from rolekd_ray.search.log import read_log
+
+log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """Reads the log, so it can be killed and restarted at any moment; runs on the node of the log's writer.
+
+    Args:
+        folder: the search's folder.
+        slots: names of the slots' actors.
+        max_failures: how often an interval may fail by an error of its own before its member is given up. Deaths of
+            slots do not count: they say nothing about the member.
+    """
+
+    def __init__(self, folder: Path, slots: list[str], max_failures: int):
+        self.folder, self.max_failures = folder, max_failures
+        # By name: handles among the arguments would tie a restart to the object store
+        self.free: dict[Any, str | None] = {ray.get_actor(slot): None for slot in slots}  # slot -> state it holds
+        self.waiting: list[tuple[str | None, asyncio.Future]] = []  # (state wanted, who gets the slot)
+        self.running: dict[tuple[int, int], asyncio.Task] = {}
+        self.fatal: InputError | None = None
+        records = read_log(folder)
+        self.population, self.records_read = Population.replay(records), len(records)
+        self.changed = asyncio.Condition()
+
+    async def refresh(self) -> None:
+        """Read what was added to the log, start the intervals that it decided, wake who waits for one."""
+        records = read_log(self.folder)
+        for record in records[self.records_read :]:
+            self.population.tell(record)
+        self.records_read = len(records)
+        for job in filter(None, map(self.population.ask, sorted(self.population.live))):
+            self._start(job)  # the member's trial may still be starting
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def interval(self, member: int, last: int) -> dict[str, Any] | None:
+        """Return the outcome of a member's first interval after generation `last` that the log lacks.
+
+        Waits until it is decided and trained. None: there is none, the member is at its goal or the search stops.
+        Asking again, as a restarted proxy does, gives the same outcome; nothing is trained twice.
+        """
+        population = self.population
+        while self.fatal is None and member in population.live:
+            generation = population.newest[member]
+            reported = population.reported(member, generation)
+            if reported and generation + 1 >= population.generations:
+                break
+            if not reported and generation > last:
+                return await asyncio.shield(self._start(population.jobs[member, generation]))
+            async with self.changed:
+                await self.changed.wait()
+        return None
+
+    async def failure(self) -> InputError | None:
+        """Return the error that stopped the whole search, if one did."""
+        return self.fatal
+
+    def _start(self, job: Job) -> asyncio.Task:
+        """Return the one task that trains a job."""
+        key = job.member, job.generation
+        if key not in self.running:
+            self.running = {k: task for k, task in self.running.items() if k[0] != job.member}
+            self.running[key] = asyncio.ensure_future(self._train(job))
+        return self.running[key]
+
+    async def _train(self, job: Job) -> dict[str, Any] | None:
+        """Have some slot train the job, whatever dies meanwhile."""
+        failures = 0
+        while self.fatal is None:
+            slot = await self._acquire(job.source)
+            held = None
+            try:
+                metrics = await slot.train.remote(job)
+                held = job.state
+                return {
+                    "generation": job.generation,
+                    "epoch": job.end_epoch,
+                    "donor": job.donor,
+                    "score": metrics["score"],
+                    "metrics": metrics,
+                    "policies": policies_to_dict(job.policies, self.population.rule.space),
+                }
+            except RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, InputError):  # bad data, a full disk: no member's fault, nobody can go on
+                    await self._stop(cause)
+                    return None
+                failures += 1
+                log.warning("%s failed (%d of %d): %s", job.state, failures, self.max_failures + 1, cause)
+                # A loss that is not finite follows from the job alone; doing it again would give the same
+                if isinstance(cause, TrainingError) or failures > self.max_failures:
+                    return {"failed": f"{type(cause).__name__}: {cause}"}
+            except RayActorError:
+                log.warning("a slot died while it trained %s; the interval is repeated", job.state)
+                await self._revived(slot)
+            finally:
+                self._release(slot, held)
+        return None
+
+    async def _acquire(self, state: str | None) -> Any:
+        """Return a free slot, best the one that holds the state; waits its turn if all are busy."""
+        if self.free:
+            slot = next((slot for slot, held in self.free.items() if held is not None and held == state), None)
+            slot = slot if slot is not None else next(iter(self.free))
+            del self.free[slot]
+            return slot
+        turn: asyncio.Future = asyncio.get_running_loop().create_future()
+        self.waiting.append((state, turn))
+        return await turn
+
+    def _release(self, slot: Any, held: str | None) -> None:
+        """Pass a slot on: to who wants the state it holds, else to who waits longest."""
+        if not self.waiting:
+            self.free[slot] = held
+            return
+        index = next((i for i, (state, _) in enumerate(self.waiting) if held is not None and state == held), 0)
+        self.waiting.pop(index)[1].set_result(slot)
+
+    async def _revived(self, slot: Any) -> None:
+        """Wait until Ray has restarted a slot's process."""
+        while True:
+            try:
+                await slot.prepare.remote()
+                return
+            except RayActorError:
+                await asyncio.sleep(0.2)
+
+    async def _stop(self, error: InputError) -> None:
+        self.fatal = error
+        async with self.changed:
+            self.changed.notify_all()
