@@ -57,7 +57,7 @@ class RunDirectoryError(InputError):
 def suggest(name: object, allowed: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest allowed name, or an empty string."""
     near = get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return f" Did you mean {str(near[0])!r}?" if near else ""
 
 
 def unknown_name(where: str, kind: str, name: object, allowed: Iterable[str]) -> str:

@@ -102,12 +102,25 @@ def merged(segments) -> tuple[Segment, ...]:
 
 
 def join(schedules: Sequence[Schedule]) -> Schedule:
-    """Return one schedule that holds the roles of several, all stretched to the longest."""
-    epochs = max(schedule.epochs for schedule in schedules)
-    roles: dict[Role, tuple[Segment, ...]] = {}
+    """Return one schedule that holds the roles of several, all stretched to the longest.
+
+    Raises:
+        ScheduleError: two of them hold one role, have different search spaces, or only one is flattened.
+    """
+    first, epochs = schedules[0], max(schedule.epochs for schedule in schedules)
+    problems, roles = [], dict[Role, tuple[Segment, ...]]()
     for schedule in schedules:
+        problems += [
+            f"join: role {role} stands twice; expected it in one schedule" for role in schedule.roles.keys() & roles
+        ]
+        if schedule.space != first.space:
+            problems.append(f"join: space: got {first.space.name!r} and {schedule.space.name!r}; expected one space")
+        if schedule.flattened != first.flattened:
+            problems.append("join: flattened: got true and false; expected one value")
         roles |= schedule.stretched(epochs).roles
-    return Schedule(schedules[0].space, roles)
+    if problems:
+        raise ScheduleError(*problems)
+    return Schedule(first.space, roles, first.flattened)
 
 
 def _stretch(segments: tuple[Segment, ...], epochs: int) -> tuple[Segment, ...]:
@@ -164,6 +177,8 @@ def schedule_from_dict(data: object, *, where: str) -> Schedule:
         if name not in list(Role):
             problems.append(unknown_name(f"{where}: roles", "role", name, Role))
             continue
+        if isinstance(row, Mapping):
+            problems += [unknown_name(f"{where}: roles.{name}", "key", k, ["segments"]) for k in row if k != "segments"]
         rows = row.get("segments") if isinstance(row, Mapping) else None
         if not isinstance(rows, list) or not rows:
             problems.append(f"{where}: roles.{name}.segments: got {rows!r}; expected a list of segments")
@@ -172,7 +187,7 @@ def schedule_from_dict(data: object, *, where: str) -> Schedule:
                     for i, s in enumerate(rows)]  # fmt: skip
         roles[Role(name)] = tuple(segments)
     lengths = {str(role): sum(s.epochs for s in segments) for role, segments in roles.items()}
-    if len(set(lengths.values())) > 1:
+    if len(set(lengths.values())) > 1 and not problems:  # a segment that cannot be read has no length
         problems.append(f"{where}: roles: lengths differ, got {lengths} epochs; expected one length")
     flattened = data.get("flattened", False)
     if not isinstance(flattened, bool):
