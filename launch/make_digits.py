@@ -54,7 +54,7 @@ def make(folder: Path) -> None:
     for name, rows in (("train", split.train), ("test", split.validation)):
         cells = [{"bytes": png(images[row]), "path": f"digits-{row:04d}.png"} for row in rows.tolist()]
         table = pa.table([cells, digits.target[rows.numpy()]], schema=schema)
-        pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+        pq.write_table(table, folder / f"{name}.parquet", compression="zstd", write_page_checksum=True)
 
 
 if __name__ == "__main__":

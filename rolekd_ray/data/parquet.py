@@ -111,7 +111,7 @@ def _column(file: Path, schema: pa.Schema, names: tuple[str, ...], what: str) ->
 
 def _open(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file, page_checksum_verification=True)  # where the file has checksums
     except (pa.ArrowException, OSError) as problem:
         raise DataError(f"{file}: not a Parquet file that can be read: {problem}") from problem
 

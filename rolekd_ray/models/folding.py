@@ -26,7 +26,7 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
         return folded
     for (conv_path, conv), (bn_path, bn) in _pairs(folded, graph):
         folded.set_submodule(conv_path, fuse_conv_bn_eval(conv, bn).requires_grad_(False))
-        folded.set_submodule(bn_path, nn.Identity())
+        folded.set_submodule(bn_path, nn.Identity().eval())
     return folded
 
 

@@ -2,8 +2,6 @@ import json
 import logging
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -170,38 +168,50 @@ def test_processes_that_start_together_decode_once(cache, tmp_path):
     assert (tmp_path / "log").read_text() == "decoded\n"
 
 
-SECOND_PROCESS = """
-import json, torch
-from rolekd_ray.data.cache import cached
-
-def memory():
-    sizes, inside = {}, False
-    for line in open("/proc/self/smaps"):
+def _memory() -> dict[str, int]:
+    """Kilobytes of this process's mapping of the images, by kind."""
+    sizes: dict[str, int] = {}
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split()[0]:
-            inside = line.rstrip().endswith("images.npy")
-        elif inside and line.endswith("kB\\n"):
+            inside = line.endswith("images.npy")
+        elif inside and line.endswith("kB"):
             sizes[line.split(":")[0]] = sizes.get(line.split(":")[0], 0) + int(line.split()[1])
     return sizes
 
-images = cached("some", "entry", None).images  # no builder: it must be there
-answer = {"total": int(images.sum()), "read": memory()}
-images[:] += 1
-print(json.dumps({**answer, "written": memory()}))
-"""
+
+def _open_and_hold(opened, done) -> None:
+    images = cached("some", "entry", None).images  # no builder: it must be there
+    opened.set()
+    done.wait(60)
+    del images
+
+
+def _open_and_measure(opened, results) -> None:
+    assert opened.wait(60)
+    images = cached("some", "entry", None).images.numpy()
+    results.put(_memory())
+    images += 1
+    results.put(_memory())
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc/self/smaps")
-def test_a_second_process_holds_no_copy_of_its_own(cache):
+def test_a_second_process_holds_no_copy_of_its_own():
     images = np.random.default_rng(1).integers(0, 256, (4000, 3, 32, 32), dtype=np.uint8)  # 12 MB
-    first = cached("some", "entry", builder(images, []))
     kilobytes = images.nbytes // 1024
-
-    command = [sys.executable, "-c", SECOND_PROCESS]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
-    read = answer["read"]
-    assert answer["total"] == int(first.images.sum())
+    cached("some", "entry", builder(images, []))
+    context = multiprocessing.get_context("fork")
+    opened, done, results = context.Event(), context.Event(), context.Queue()
+    first = context.Process(target=_open_and_hold, args=(opened, done))
+    second = context.Process(target=_open_and_measure, args=(opened, results))
+    for process in (first, second):
+        process.start()
+    read, written = results.get(timeout=60), results.get(timeout=60)
+    done.set()
+    for process in (first, second):
+        process.join(60)
+        assert process.exitcode == 0
     assert read["Rss"] >= kilobytes  # every page is there,
     assert read["Pss"] < 0.55 * kilobytes  # each half ours, since the first process maps it too,
     assert read["Private_Dirty"] + read["Private_Clean"] + read["Anonymous"] < 64  # and none a copy
-    # The measurement can fail: once the process writes, it has a copy.
-    assert answer["written"]["Private_Dirty"] > 0.9 * kilobytes
+    assert written["Private_Dirty"] > 0.9 * kilobytes  # the measurement can fail: a process that writes has its copy

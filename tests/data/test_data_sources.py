@@ -231,7 +231,7 @@ def test_corrupt_parquet_files(tmp_path, pixels, write_parquet):
     file = tmp_path / "train.parquet"
     file.write_bytes(b"PAR1 is not enough")
     assert f"{file}: not a Parquet file" in message("parquet", tmp_path, split="train")
-    write_parquet(file, [png(image) for image in pixels], [0] * 6, compression="zstd")
+    write_parquet(file, [png(image) for image in pixels], [0] * 6, write_page_checksum=True)
     data = bytearray(file.read_bytes())
     file.write_bytes(data[: len(data) // 2])
     assert f"{file}: not a Parquet file" in message("parquet", tmp_path, split="train")
