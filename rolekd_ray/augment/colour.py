@@ -8,6 +8,8 @@ times as much as byte arithmetic on a CPU (torch 2.15), hence the bit masks.
 import torch
 from torch import Tensor
 
+_TURNS = 4
+
 
 def brightness(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Multiply every value by the factor (N,): 0 is black, 1 the image. Source: `adjust_brightness`."""
@@ -16,30 +18,42 @@ def brightness(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -
 
 def contrast(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Move values away from the image's mean grey by the factor (N,). Source: `adjust_contrast`."""
-    grey = _grey(images).flatten(1).sum(dim=1, dtype=torch.int64)
-    mean = grey.double().div_(images.shape[-2] * images.shape[-1]).float()
-    return _blended(images, _column(mean), factors)
+    values = images.float()
+    mean = _grey(values).double().mean(dim=(1, 2, 3))  # exact in float64, in any order
+    rest = mean.float() * (1 - factors.double()).float()
+    return _bytes(values.mul_(_column(factors)).add_(_column(rest)))
 
 
 def color(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Move values away from the pixel's grey by the factor (N,); images of one channel stay as they are.
 
-    Source: `adjust_saturation`.
+    Source: `adjust_saturation`. Its sum is a fused multiply-add, rounded once, as here by way of float64: at 0.28 and
+    0.72 many sums are whole numbers, and the last bit decides which grey level they become.
     """
-    return images if images.shape[1] == 1 else _blended(images, _grey(images), factors)
+    if images.shape[1] == 1:
+        return images
+    values = images.float()
+    rest = _grey(values).double() * _column(1 - factors.double()).double()
+    return _bytes(values.mul_(_column(factors)).double().add_(rest).float())
 
 
 def sharpness(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Move inner pixels away from their blurred neighbourhood by the factor (N,). Source: `adjust_sharpness`."""
-    if min(images.shape[-2:]) <= 2:
+    width = images.shape[-1]
+    if min(images.shape) == 0 or min(images.shape[-2:]) <= 2:
         return images
-    wide = images.to(torch.int16)
-    inner = wide[..., 1:-1, 1:-1]
-    rows = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + inner * 4
-    blurred = total.float().mul_(1 / 13).round_()  # a multiple of 1/13 is never half-way
-    sharp = images.clone()
-    sharp[..., 1:-1, 1:-1] = _bytes(blurred.sub_(inner).mul_(_column(1 - factors.double())).add_(inner))
+    # Sums run along all images as one line, which is vectorised; only border pixels see another row or image.
+    values = images.float()
+    line = values.view(-1)
+    rows = (line[:-2] + line[1:-1]).add_(line[2:])
+    change = torch.zeros_like(values)
+    inner, middle = change.view(-1)[width + 1 : -width - 1], line[width + 1 : -width - 1]
+    torch.add(rows[: -2 * width], rows[width:-width], out=inner)
+    inner.add_(rows[2 * width :]).add_(middle * 4)
+    inner.mul_(1 / 13).round_().sub_(middle)  # a multiple of 1/13 is never half-way
+    sharp = _bytes(change.mul_(_column(1 - factors.double())).add_(values))
+    for border in ((..., 0, slice(None)), (..., -1, slice(None)), (..., 0), (..., -1)):
+        sharp[border] = images[border]
     return sharp
 
 
@@ -60,16 +74,28 @@ def solarize(images: Tensor, thresholds: Tensor, centres: Tensor, fill: Tensor) 
 
 def equalize(images: Tensor, magnitudes: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Spread each channel's values so that all are about as frequent. Source: `equalize`, which is Pillow's."""
-    planes = images.flatten(0, 1).flatten(1).long()
+    planes = images.flatten(0, 1).flatten(1)
     count, pixels = planes.shape
-    places = planes + torch.arange(0, count * 256, 256, device=images.device)[:, None]
-    histogram = torch.bincount(places.view(-1), minlength=count * 256).view(count, 256)
-    cumulated = histogram.cumsum(1)
-    highest = histogram.gather(1, planes.amax(1, keepdim=True))
-    step = (pixels - highest) // 255
-    table = (cumulated - histogram + step // 2).div_(step.clamp(min=1), rounding_mode="floor").clamp_(0, 255)
-    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
-    return table.to(torch.uint8).view(-1).index_select(0, places.view(-1)).view_as(images)
+    # Neighbours are often equal, and one counter's additions wait for each other: four counters take turns.
+    lines = torch.arange(0, count * _TURNS * 256, _TURNS * 256, dtype=torch.int32, device=images.device)[:, None]
+    turns = torch.arange(pixels, dtype=torch.int32, device=images.device).remainder_(_TURNS).mul_(256)
+    places = planes.int().add_(lines).add_(turns).long().view(-1)
+    histogram = torch.zeros(count * _TURNS * 256, dtype=torch.int32, device=images.device)
+    histogram.scatter_add_(0, places, torch.ones(1, dtype=torch.int32, device=images.device).expand(len(places)))
+    table = _equalizing(histogram.view(count, _TURNS, 256).sum(1, dtype=torch.int32), planes.amax(1))
+    return table[:, None].expand(-1, _TURNS, -1).reshape(-1).gather(0, places).view(images.shape)
+
+
+def _equalizing(histogram: Tensor, highest: Tensor) -> Tensor:
+    """Return what each value becomes, (P, 256) uint8, from histograms (P, 256) int32 and highest values (P,) uint8."""
+    pixels = histogram.sum(1, keepdim=True, dtype=torch.int32)
+    step = (pixels - histogram.gather(1, highest.long()[:, None])) // 255
+    below = histogram.cumsum(1, dtype=torch.int32).sub_(histogram)
+    # In float32, for integer division is slow; exact below 2^23 pixels.
+    table = (below + step // 2).float().div_(step.clamp(min=1)).floor_().clamp_(max=255)
+    spread = (step > 0).float()
+    unchanged = torch.arange(256, dtype=torch.float32, device=step.device)
+    return table.mul_(spread).add_(unchanged * (1 - spread)).to(torch.uint8)
 
 
 def auto_contrast(images: Tensor, magnitudes: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
@@ -91,12 +117,13 @@ def cutout(images: Tensor, pixels: Tensor, centres: Tensor, fill: Tensor) -> Ten
 
     As there, an odd side loses one pixel.
     """
-    inside = square(centres, pixels, images.shape[-2], images.shape[-1]).to(torch.uint8).neg_()[:, None]
+    rows, columns = square(centres, pixels, images.shape[-2], images.shape[-1])
+    inside = (rows.to(torch.uint8).neg_()[:, :, None] & columns.to(torch.uint8).neg_()[:, None, :])[:, None]
     return (images & ~inside).bitwise_or_(inside & fill.view(1, -1, 1, 1))
 
 
-def square(centres: Tensor, side_pixels: Tensor | int, height: int, width: int) -> Tensor:
-    """Return the pixels of a square around a random pixel, clipped at the edges.
+def square(centres: Tensor, side_pixels: Tensor | int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the rows and columns of a square around a random pixel, clipped at the edges.
 
     Args:
         centres: uniforms for row and column, (N, 2) float32 in [0, 1).
@@ -105,10 +132,10 @@ def square(centres: Tensor, side_pixels: Tensor | int, height: int, width: int) 
         width: columns of the image.
 
     Returns:
-        (N, H, W) bool.
+        (N, H) and (N, W) bool; the square is where both hold.
     """
     half = torch.as_tensor(side_pixels, device=centres.device).long()[..., None] // 2
-    return _span(centres[:, 0], half, height)[:, :, None] & _span(centres[:, 1], half, width)[:, None, :]
+    return _span(centres[:, 0], half, height), _span(centres[:, 1], half, width)
 
 
 def _span(centres: Tensor, half: Tensor, length: int) -> Tensor:
@@ -116,16 +143,12 @@ def _span(centres: Tensor, half: Tensor, length: int) -> Tensor:
     return (away >= -half) & (away < half)
 
 
-def _grey(images: Tensor) -> Tensor:
-    """Return whole luma values (N, 1, H, W) float32, ITU-R 601 as torchvision has it."""
-    if images.shape[1] == 1:
-        return images.float()
-    red, green, blue = images.float().split(1, dim=1)
+def _grey(values: Tensor) -> Tensor:
+    """Return whole luma values (N, 1, H, W) float32 of values (N, C, H, W), ITU-R 601 as torchvision has it."""
+    if values.shape[1] == 1:
+        return values
+    red, green, blue = values.split(1, dim=1)
     return (red * 0.2989).add_(green * 0.587).add_(blue * 0.114).floor_()
-
-
-def _blended(images: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    return _bytes(images.float().mul_(_column(factors)).add_(other * _column(1 - factors.double())))
 
 
 def _bytes(values: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from rolekd_ray.augment.ops import OPS
+from rolekd_ray.augment.ops import apply_ops
 from rolekd_ray.augment.randomness import stream_key, uniforms
 from rolekd_ray.policy.policy import OpSetting, Policy
 from rolekd_ray.policy.space import OP_UNITS, SearchSpace
@@ -61,28 +61,8 @@ class PolicyAgent:
     def __call__(self, images: Tensor, indices: Tensor, *, seed: int, role: Role, epoch: int) -> Tensor:
         """Return the view; see `Agent`."""
         ops, bins, signs, centres = self._drawn(indices, seed=seed, role=role, epoch=epoch)
-        self._move_to(indices.device)
-        magnitudes = self._magnitudes[ops.clamp(min=0), bins] * signs
-        for step in range(ops.shape[1]):
-            images = self._applied(images, ops[:, step], magnitudes[:, step], centres[:, step])
-        return images
-
-    def _applied(self, images: Tensor, ops: Tensor, magnitudes: Tensor, centres: Tensor) -> Tensor:
-        """Apply one op to each image; images of the same op go together."""
-        order = ops.argsort()
-        sizes = torch.bincount(ops + 1, minlength=len(_OPS) + 1).tolist()
-        if sizes[0] == len(ops):
-            return images
-        parts = zip(
-            images.index_select(0, order).split(sizes),
-            magnitudes[order].split(sizes),
-            centres[order].split(sizes),
-        )
-        done = [
-            part if op is None or not len(part) else OPS[op](part, magnitude, centre, self.fill)
-            for op, (part, magnitude, centre) in zip([None, *_OPS], parts)
-        ]
-        return torch.cat(done).index_select(0, order.argsort())
+        magnitudes = self._magnitudes[ops, bins] * signs  # where there is no op, any will do
+        return apply_ops(images, ops, magnitudes, centres, self.fill)
 
     def _move_to(self, device: torch.device) -> None:
         if self._draws.device != device:
