@@ -66,6 +66,11 @@ class Ledger:
         for observer in observers:
             observer.caught_up(self.population)
 
+    @property
+    def path_of_log(self) -> Path:
+        """The log's file."""
+        return self._log.path
+
     def score(self, job: Job, metrics: Mapping[str, Any]) -> None:
         """Take the metrics of a finished interval, `score` among them; a second report of it is ignored."""
         if not self.population.reported(job.member, job.generation):

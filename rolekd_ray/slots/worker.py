@@ -7,22 +7,17 @@ from typing import Any
 
 import torch
 
-from rolekd_ray.config import Settings
 from rolekd_ray.errors import CheckpointError
-from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.population import Job
-from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
 from rolekd_ray.slots.interface import Task
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
 from rolekd_ray.training.data import TrainingData, open_training_data
-from rolekd_ray.training.epochs import Trainer
+from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.evaluation import evaluate
 from rolekd_ray.training.learner import Learner, new_learner
 from rolekd_ray.training.networks import describe_networks, load_network
-from rolekd_ray.training.precision import compute_dtype
-from rolekd_ray.training.views import Views
 
 
 class TrainingWorker:
@@ -140,26 +135,3 @@ class TrainingWorker:
             )
             teacher = network
         return new_trainer(self.settings, self.data, self.task.space, self.device, teacher)
-
-
-def new_trainer(
-    settings: Settings,
-    data: TrainingData,
-    space: SearchSpace,
-    device: torch.device,
-    teacher: torch.nn.Module | None,
-) -> Trainer:
-    """Return the epoch loop for a run's data; a frozen teacher is folded and put into the compute format."""
-    dtype = compute_dtype(settings.training.precision, device)
-    mean, std = (value.to(device) for value in data.statistics)
-    if teacher is not None:
-        teacher = fold_batchnorm(teacher).to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trainer(
-        settings=settings,
-        images=data.image_set.images.to(device),
-        labels=data.image_set.labels.to(device),
-        indices=data.train,
-        views=Views(settings.base_augmentation, space, mean, std, seed=settings.seed),
-        dtype=dtype,
-        frozen_teacher=teacher,
-    )

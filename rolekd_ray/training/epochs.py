@@ -14,10 +14,13 @@ from rolekd_ray.config import Settings
 from rolekd_ray.distill.losses import Outputs, weighted_loss
 from rolekd_ray.distill.views import network_views
 from rolekd_ray.errors import TrainingError
+from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.policy.policy import Policy
+from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
+from rolekd_ray.training.data import TrainingData
 from rolekd_ray.training.learner import Learner, learning_rate_factor
-from rolekd_ray.training.precision import autocast
+from rolekd_ray.training.precision import autocast, compute_dtype
 from rolekd_ray.training.views import Views
 
 PoliciesAt = Callable[[Role, int], list[tuple[float, Policy]]]
@@ -172,3 +175,22 @@ class _Batch:
 
 def _dtype_of(network: nn.Module) -> torch.dtype:
     return next(network.parameters()).dtype
+
+
+def new_trainer(
+    settings: Settings, data: TrainingData, space: SearchSpace, device: torch.device, teacher: torch.nn.Module | None
+) -> Trainer:
+    """Return the epoch loop for a run's data; a frozen teacher is folded and put into the compute format."""
+    dtype = compute_dtype(settings.training.precision, device)
+    mean, std = (value.to(device) for value in data.statistics)
+    if teacher is not None:
+        teacher = fold_batchnorm(teacher).to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Trainer(
+        settings=settings,
+        images=data.image_set.images.to(device),
+        labels=data.image_set.labels.to(device),
+        indices=data.train,
+        views=Views(settings.base_augmentation, space, mean, std, seed=settings.seed),
+        dtype=dtype,
+        frozen_teacher=teacher,
+    )

@@ -1,0 +1,345 @@
+"""The command line: one verb, one call. No logic of its own; heavy imports happen inside the verbs.
+
+stdout carries results, stderr progress and errors. Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from rolekd_ray.errors import InputError, RolekdError, RunDirectoryError
+from rolekd_ray.roles import Role
+
+if TYPE_CHECKING:
+    from rolekd_ray.config import Settings
+    from rolekd_ray.policy.schedule import Schedule
+    from rolekd_ray.search.run_directory import RunDirectory
+
+EXAMPLE = """Search the augmentation with which a teacher network teaches a student network best.
+
+\b
+  rolekd run                                   teacher, search, student on bundled digits: minutes
+  rolekd check cifar10_reduced                 what a configuration means; touches nothing
+  rolekd search -c cifar10_reduced --name a1   the population search alone, into runs/a1
+  rolekd resume runs/a1                        after a stop, a crash, or for longer: --epochs 60
+  rolekd export runs/a1 --format torchvision -o augment.py
+  rolekd train student -c cifar10_reduced --schedule runs/a1/best/schedule.yaml --teacher runs/a1/best/teacher -o net
+  rolekd evaluate net
+
+CONFIG is a YAML file, or the name of one that comes along: quickstart, cifar10_reduced, cifar10_pba, cifar100_rolekd.
+"""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=EXAMPLE, rich_markup_mode=None)
+out, progress = Console(), Console(stderr=True)
+
+
+class ExportFormat(StrEnum):
+    """Formats that others read."""
+
+    YAML = "yaml"
+    PBA = "pba"
+    TORCHVISION = "torchvision"
+    RAY = "ray"
+
+
+class ImportFormat(StrEnum):
+    """Formats that others publish."""
+
+    PBA = "pba"
+    ROLEKD = "rolekd"
+    RAY = "ray"
+
+
+class Variant(StrEnum):
+    """How a schedule is replayed."""
+
+    ORDERED = "ordered"
+    FLATTENED = "flattened"
+    LAST = "last"
+
+
+Config = Annotated[str, typer.Option("--config", "-c", help="YAML file, or name of one that comes along.")]
+Overrides = Annotated[list[str], typer.Option("--set", help="Override a setting: search.epochs=30. Repeatable.")]
+Storage = Annotated[Path, typer.Option(help="Folder of run directories.")]
+Name = Annotated[str | None, typer.Option(help="Name of the run; default: the time of the start.")]
+Seed = Annotated[int | None, typer.Option(help="Run seed; the same as --set seed=N.")]
+Local = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+@app.command()
+def run(
+    config: Config = "quickstart",
+    overrides: Overrides = [],  # noqa: B006 - Typer reads the default, nobody changes it
+    storage: Storage = Path("runs"),
+    name: Name = None,
+    seed: Seed = None,
+    local: Local = False,
+) -> None:
+    """The main job: teacher, role-wise search, final distillation by the best schedule, evaluation."""
+    _start("run", config, overrides, storage, name, seed, local)
+
+
+@app.command()
+def search(
+    config: Config = "quickstart",
+    overrides: Overrides = [],  # noqa: B006
+    storage: Storage = Path("runs"),
+    name: Name = None,
+    seed: Seed = None,
+    local: Local = False,
+) -> None:
+    """The population search alone."""
+    _start("search", config, overrides, storage, name, seed, local)
+
+
+@app.command()
+def resume(
+    run: Run,
+    epochs: Annotated[int | None, typer.Option(help="Prolong the student's search to this many epochs.")] = None,
+    local: Local = False,
+) -> None:
+    """Go on after a stop, a crash, on another machine, or for longer."""
+    from rolekd_ray.search.run_directory import open_run
+
+    directory = open_run(run)
+    settings = directory.settings()
+    if epochs is not None:
+        if epochs < settings.search.epochs:
+            raise RunDirectoryError(
+                f"--epochs: got {epochs}; expected at least {settings.search.epochs}, the run's goal"
+            )
+        section = settings.search.model_copy(update={"epochs": epochs})
+        directory.set_settings(settings.model_copy(update={"search": section}))
+    _execute(directory, directory.environment()["verb"], local)
+
+
+@app.command()
+def status(
+    run: Run,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every 2 seconds until the end.")] = False,
+) -> None:
+    """Where a run stands."""
+    from rolekd_ray.reporting.status import show_status
+    from rolekd_ray.search.run_directory import open_run
+
+    show_status(open_run(run).path, out, watch=watch)
+
+
+@app.command("export")
+def export_(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a schedule file.")],
+    format: Annotated[ExportFormat, typer.Option()] = ExportFormat.YAML,
+    output: Output = None,
+    role: Annotated[Role, typer.Option(help="Whose policies, for pba and torchvision.")] = Role.STUDENT,
+    variant: Annotated[Variant, typer.Option(help="flattened: order lost; last: its last policy.")] = Variant.ORDERED,
+) -> None:
+    """The best schedule, for others to use."""
+    from rolekd_ray.policy.formats import export_pba, export_ray, schedule_spec
+    from rolekd_ray.policy.schedule import schedule_text
+
+    schedule = _variant(_best_schedule(run), variant)
+    if role not in schedule.roles and format in (ExportFormat.PBA, ExportFormat.TORCHVISION):
+        raise InputError(f"--role: got {str(role)!r}; expected {' or '.join(schedule.roles)}, which the schedule holds")
+    if format == ExportFormat.TORCHVISION:
+        from rolekd_ray.augment.torchvision_transform import export_source
+
+        text = export_source(schedule_spec(schedule, role))
+    else:
+        writers: dict[ExportFormat, Callable[[], str]] = {
+            ExportFormat.YAML: lambda: schedule_text(schedule),
+            ExportFormat.PBA: lambda: export_pba(schedule, role),
+            ExportFormat.RAY: lambda: export_ray(schedule),
+        }
+        text = writers[format]()
+    _write(text, output)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="The published file.")],
+    format: Annotated[ImportFormat, typer.Option()],
+    epochs: Annotated[int, typer.Option(min=1, help="Length of the search that wrote it; the file does not say.")],
+    output: Output = None,
+    role: Annotated[Role, typer.Option(help="Whose policies they shall be.")] = Role.STUDENT,
+) -> None:
+    """Bring in a schedule that others published."""
+    from rolekd_ray.errors import ScheduleError
+    from rolekd_ray.files import read_text
+    from rolekd_ray.policy.formats import import_schedule
+    from rolekd_ray.policy.schedule import schedule_text
+
+    text = read_text(file, ScheduleError)
+    _write(schedule_text(import_schedule(text, format=format.value, epochs=epochs, role=role, where=str(file))), output)
+
+
+@app.command()
+def train(
+    role: Annotated[Role, typer.Argument(help="Which network.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoint.")],
+    schedule: Annotated[
+        Path | None, typer.Option(help="Schedule to replay, stretched to the length; default: none.")
+    ] = None,
+    config: Config = "quickstart",
+    overrides: Overrides = [],  # noqa: B006
+    seed: Seed = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Checkpoint to distil from; a student without learns alone.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    model: Annotated[str | None, typer.Option(help="Another network than the configuration's.")] = None,
+    variant: Annotated[Variant, typer.Option(help="flattened: order lost; last: its last policy.")] = Variant.ORDERED,
+) -> None:
+    """Replay a schedule on full data, another network, another length."""
+    from rolekd_ray.errors import CheckpointError, ConfigError
+    from rolekd_ray.policy.schedule import load_schedule
+    from rolekd_ray.search.preflight import check_inputs
+    from rolekd_ray.training.final import FinalTraining, train_final
+
+    extra = [f"final.epochs={epochs}"] * (epochs is not None) + [f"{role}.model={model}"] * (model is not None)
+    settings = _settings(config, [*overrides, *extra], seed)
+    if role == Role.TEACHER and teacher is not None:
+        raise ConfigError("--teacher: a teacher learns from labels alone; expected none")
+    loaded = _variant(load_schedule(schedule), variant) if schedule is not None else None
+    if loaded is not None and role not in loaded.roles:
+        raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
+    check_inputs(settings)
+    training = FinalTraining(settings, role, output, loaded, teacher)
+    plan = training.plan()
+    if output.exists() and not training.finished(plan):
+        raise CheckpointError(f"{output}: exists and is not this training; expected a new folder")
+    with progress.status(f"training {settings.network(role).model} for {training.epochs} epochs"):
+        metrics = train_final(training)
+    out.print(f"validation accuracy {metrics['validation_accuracy']:.4f}, {metrics['seconds']:.0f} s; {output}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A network's checkpoint, or a member's state in a run.")],
+    role: Annotated[Role, typer.Option(help="Whose network, where there are two.")] = Role.STUDENT,
+    teacher: Annotated[Path | None, typer.Option(help="Checkpoint to compare answers with.")] = None,
+) -> None:
+    """Accuracy, calibration and agreement with the teacher on the test split."""
+    from rolekd_ray.reporting.tables import evaluation_table
+    from rolekd_ray.search.evaluation import evaluate_checkpoint
+
+    out.print(evaluation_table(str(checkpoint), evaluate_checkpoint(checkpoint, role=role, teacher=teacher)))
+
+
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(help="YAML file, or name of one that comes along.")],
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Parse a configuration, print what it means; touches nothing."""
+    from rolekd_ray.config import settings_text
+    from rolekd_ray.search.preflight import check_names, cost
+
+    settings = _settings(file, overrides, None)
+    check_names(settings)
+    out.print(settings_text(settings), end="", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"# {cost(settings)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(storage: Storage = Path("runs")) -> None:
+    """What this machine can do, and what is missing."""
+    from rolekd_ray.search.doctor import examine
+
+    table, healthy = examine(storage)
+    out.print(table)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def main() -> None:
+    """Run the command line; turn our errors into one message and an exit code."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except RolekdError as error:
+        for line in str(error).splitlines():
+            progress.print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _start(
+    verb: str, config: str, overrides: list[str], storage: Path, name: str | None, seed: int | None, local: bool
+) -> None:
+    from rolekd_ray.search.preflight import check_inputs
+    from rolekd_ray.search.run_directory import create_run
+
+    settings = _settings(config, overrides, seed)
+    check_inputs(settings)
+    _execute(create_run(storage, name, settings, verb=verb), verb, local)
+
+
+def _execute(directory: "RunDirectory", verb: str, local: bool) -> None:
+    from rolekd_ray.reporting.tables import results_table, schedule_table
+    from rolekd_ray.search.pipeline import Pipeline
+
+    progress.print(f"run directory: {directory.path}", highlight=False)
+    try:
+        outcome = Pipeline(directory, local=local, console=progress).execute(verb)
+    except KeyboardInterrupt:
+        progress.print(f"\nstopped; nothing but the intervals under way is lost. Go on: rolekd resume {directory.path}")
+        sys.exit(130)
+    except InputError:
+        raise
+    except RolekdError as error:
+        raise RolekdError(f"{error}\nwhen mended, go on: rolekd resume {directory.path}") from error
+    out.print(schedule_table(outcome.schedule))
+    if outcome.rows:
+        out.print(results_table(outcome.rows))
+    out.print(
+        f"best schedule: {directory.schedule}\nbest member:   {outcome.best_state}", highlight=False, soft_wrap=True
+    )
+    if outcome.rows:
+        out.print(f"networks:      {directory.schedule.parent}\nresults:       {directory.results}", highlight=False)
+    out.print(f"curves:        tensorboard --logdir {directory.path}", highlight=False, soft_wrap=True)
+    if outcome.dropped:
+        raise RolekdError("\n".join(outcome.dropped))
+
+
+def _settings(config: str, overrides: list[str], seed: int | None) -> "Settings":
+    from rolekd_ray.config import load_settings
+
+    return load_settings(config, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
+
+
+def _best_schedule(path: Path) -> "Schedule":
+    """Return a schedule file's schedule, or a run's best one so far."""
+    from rolekd_ray.policy.schedule import load_schedule
+
+    if path.is_file():
+        return load_schedule(path)
+    from rolekd_ray.search.pipeline import schedule_so_far
+    from rolekd_ray.search.run_directory import open_run
+
+    return schedule_so_far(open_run(path))
+
+
+def _variant(schedule: "Schedule", variant: Variant) -> "Schedule":
+    if variant == Variant.FLATTENED:
+        return schedule.flatten()
+    return schedule.last() if variant == Variant.LAST else schedule
+
+
+def _write(text: str, output: Path | None) -> None:
+    from rolekd_ray.errors import StorageError
+    from rolekd_ray.files import write_atomically
+
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        write_atomically(output, text)
+    except OSError as error:
+        raise StorageError(f"{output}: cannot be written: {error.strerror}") from error
+    progress.print(f"wrote {output}", highlight=False)

@@ -1,0 +1,93 @@
+"""Tables for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from rolekd_ray.policy.lineage import effective_lineages
+from rolekd_ray.policy.population import Population
+from rolekd_ray.policy.schedule import Schedule
+
+
+def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the final comparison: one line per network."""
+    table = Table(title="What the search was good for", title_justify="left")
+    table.add_column("network")
+    for heading in ("validation accuracy", "test accuracy", "test loss", "calibration error", "seconds"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        seconds = row.get("seconds")
+        table.add_row(
+            row["network"],
+            f"{row['validation_accuracy']:.4f}",
+            f"{row['test_accuracy']:.4f}",
+            f"{row['test_loss']:.3f}",
+            f"{row['test_calibration_error']:.3f}",
+            f"{seconds:.0f}" if seconds is not None else "–",
+        )
+    return table
+
+
+def evaluation_table(title: str, results: Mapping[str, Any]) -> Table:
+    """Return one network's metrics: validation beside test."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("validation", justify="right")
+    table.add_column("test", justify="right")
+    for name in ("accuracy", "loss", "calibration_error", "images"):
+        values = [results[f"{split}_{name}"] for split in ("validation", "test")]
+        table.add_row(name.replace("_", " "), *(f"{v:d}" if name == "images" else f"{v:.4f}" for v in values))
+    if "test_teacher_agreement" in results:
+        table.add_row("agreement with teacher", "–", f"{results['test_teacher_agreement']:.4f}")
+    return table
+
+
+def population_table(title: str, population: Population) -> Table:
+    """Return where each member stands, best first."""
+    generations = [g for g, scores in population.scores.items() if scores]
+    lineages = effective_lineages(population, max(generations)) if generations else population.rule.population_size
+    done = sum(len(scores) for scores in population.scores.values())
+    total = len(population.live) * population.generations
+    table = Table(
+        title=f"{title}: {done} of {total} intervals, {lineages} of {population.rule.population_size} lineages alive",
+        title_justify="left",
+    )
+    for heading in ("member", "epoch", "score", "copied from", "state"):
+        table.add_column(heading, justify="right")
+    for member, epoch, score, donor, state in sorted(_standings(population), key=lambda row: -(row[2] or 0)):
+        table.add_row(str(member), str(epoch), "–" if score is None else f"{score:.4f}", donor, state)
+    return table
+
+
+def _standings(population: Population) -> list[tuple[int, int, float | None, str, str]]:
+    rows = []
+    for member in range(population.rule.population_size):
+        scored = [g for g, scores in population.scores.items() if member in scores]
+        newest = max(scored, default=None)
+        score = population.scores[newest][member] if newest is not None else None
+        epoch = population.ends[newest] if newest is not None else 0
+        donor = population.jobs[member, population.newest[member]].donor
+        at_goal = newest == population.generations - 1
+        state = "dropped" if member not in population.live else "at the goal" if at_goal else "training"
+        rows.append((member, epoch, score, "–" if donor in (None, member) else str(donor), state))
+    return rows
+
+
+def schedule_table(schedule: Schedule) -> Table:
+    """Return a schedule's segments, most likely ops first."""
+    table = Table(title=f"schedule of {schedule.epochs} epochs over {schedule.space.name}", title_justify="left")
+    for heading in ("role", "epochs", "ops that can fire (chance, magnitude bin)"):
+        table.add_column(heading)
+    for role, segments in schedule.firing().roles.items():
+        start = 0
+        for segment in segments:
+            settings = sorted(segment.policy.settings, key=lambda s: -s.probability_bin)
+            ops = [
+                f"{s.op} {schedule.space.probability(s.probability_bin):.1f}/{s.magnitude_bin}" for s in settings[:6]
+            ]
+            more = f", +{len(settings) - 6} more" if len(settings) > 6 else ""
+            scalars = "".join(f"; {name} {value:.3g}" for name, value in segment.policy.scalars.items())
+            table.add_row(str(role), f"{start}–{start + segment.epochs}", (", ".join(ops) or "none") + more + scalars)
+            start += segment.epochs
+    return table

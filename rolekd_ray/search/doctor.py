@@ -1,0 +1,91 @@
+"""What this machine can do, and what is missing."""
+
+import os
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from rolekd_ray.search.cluster import MEMBER_BYTES
+from rolekd_ray.search.run_directory import PACKAGES, installed_version
+from rolekd_ray.training.precision import has_fast_bfloat16
+
+LEAST_FILES, LEAST_FREE_BYTES = 4096, 2**30
+
+
+def examine(storage: Path) -> tuple[Table, bool]:
+    """Return a table of findings and whether nothing needed is missing.
+
+    Args:
+        storage: where runs would be written.
+    """
+    rows = [_python(), *_packages(), *_devices(), _memory(), _storage(storage), _open_files(), _ray()]
+    table = Table(title="What this machine can do", title_justify="left")
+    for heading in ("what", "found", ""):
+        table.add_column(heading)
+    for what, found, healthy in rows:
+        table.add_row(what, found, "" if healthy is None else "[green]ok[/green]" if healthy else "[red]missing[/red]")
+    return table, all(healthy is not False for *_, healthy in rows)
+
+
+Row = tuple[str, str, bool | None]
+
+
+def _python() -> Row:
+    return "python", ".".join(map(str, sys.version_info[:3])), sys.version_info >= (3, 11)
+
+
+def _packages() -> list[Row]:
+    found = {package: installed_version(package) for package in PACKAGES}
+    return [(package, version or "not installed", version is not None) for package, version in found.items()]
+
+
+def _devices() -> list[Row]:
+    cpu = torch.device("cpu")
+    rows: list[Row] = [("CPUs", f"{os.cpu_count()}, one slot each by default", True)]
+    rows.append(("bfloat16 on CPU", "native" if has_fast_bfloat16(cpu) else "emulated: float32 is used", None))
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    rows.append(("GPUs", ", ".join(names) or "none: slots train on CPUs", None))
+    return rows
+
+
+def _memory() -> Row:
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    members = pages // (2 * MEMBER_BYTES)
+    return "free memory", f"{pages / 2**30:.1f} GiB, room for about {members} members' trials", members >= 2
+
+
+def _storage(storage: Path) -> Row:
+    folder = storage.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    writable = os.access(folder, os.W_OK)
+    return (
+        f"storage {storage}",
+        f"{free / 2**30:.1f} GiB free, {'' if writable else 'not '}writable",
+        (writable and free > LEAST_FREE_BYTES),
+    )
+
+
+def _open_files() -> Row:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return "open files", f"{soft} (up to {hard})", soft >= LEAST_FILES or hard >= LEAST_FILES
+
+
+def _ray() -> Row:
+    """Start Ray, or join the cluster, and count what it has."""
+    import ray
+
+    from rolekd_ray.search.cluster import ray_session
+
+    try:
+        with ray_session():
+            have = ray.cluster_resources()
+            nodes = sum(node["Alive"] for node in ray.nodes())
+    except (RuntimeError, ConnectionError, TimeoutError) as error:
+        return "Ray", f"does not start: {error}", False
+    return "Ray", f"{nodes} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs", True

@@ -1,0 +1,172 @@
+"""Whole runs: the searches a protocol asks for, the trainings after them, the table at the end.
+
+Every stage finds what an earlier try left behind and goes on from there, so `resume` is running again.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rolekd_ray.config import Settings
+from rolekd_ray.errors import RunDirectoryError
+from rolekd_ray.files import write_atomically
+from rolekd_ray.policy.lineage import schedule_of
+from rolekd_ray.policy.population import Population
+from rolekd_ray.policy.schedule import Schedule, join, load_schedule, schedule_text
+from rolekd_ray.reporting.console import SearchProgress
+from rolekd_ray.reporting.history import History
+from rolekd_ray.reporting.tensorboard import TensorBoard
+from rolekd_ray.roles import Role
+from rolekd_ray.search.evaluation import evaluate_checkpoint
+from rolekd_ray.search.log import LOG, read_log
+from rolekd_ray.search.population_search import best_state, search_population
+from rolekd_ray.search.run_directory import RunDirectory
+from rolekd_ray.training.final import FinalTraining, train_final
+
+
+@dataclass
+class Outcome:
+    """What a run came to. `dropped` names members that did not reach the goal; `rows` is the final table."""
+
+    schedule: Schedule
+    best_state: Path
+    dropped: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Pipeline:
+    """Runs, or goes on with, one run directory.
+
+    Args:
+        run: its directory.
+        local: everything in this process, without Ray.
+        console: where progress is shown.
+    """
+
+    def __init__(self, run: RunDirectory, *, local: bool, console: Console):
+        self.run, self.local, self.console = run, local, console
+        self.settings = run.settings()
+
+    def execute(self, verb: str) -> Outcome:
+        """Do what the run was started for: `search`, or `run`, which adds final trainings and evaluation.
+
+        Raises:
+            RolekdError: what went wrong; `resume` can go on from there.
+        """
+        if self.local:
+            session = nullcontext()
+        else:
+            from rolekd_ray.search.cluster import ray_session, slot_count
+
+            session = ray_session()
+        with session:
+            if not self.local:
+                slot_count(self.settings.slots, self.settings.search.population_size)  # refuse before any training
+            outcome = self.search()
+            if verb == "run":
+                outcome.rows = self.finish(outcome.schedule)
+        return outcome
+
+    def search(self) -> Outcome:
+        """Search schedules by the protocol; write `best/schedule.yaml`."""
+        if self.settings.search.protocol == "coevolve":
+            schedule, population = self._population(self.run.path, tuple(Role), "teacher and student")
+        else:
+            schedule, population = self._sequential()
+        write_atomically(self.run.schedule, schedule_text(schedule))
+        return Outcome(schedule.firing(), best_state(self.run.path, population), _dropped(population))
+
+    def _sequential(self) -> tuple[Schedule, Population]:
+        """Search the teacher's schedule, train the teacher by it, search the student's with the teacher frozen.
+
+        Source: role-wise augmentation (arXiv 2004.08861), as its code and file names show it.
+        """
+        found, teacher = [], self.settings.teacher.checkpoint
+        if teacher is None:
+            folder, teacher = self.run.path / "teacher", self.run.teacher
+            file = folder / "schedule.yaml"
+            if not file.exists():
+                # A teacher's search keeps its own length: a prolonged run prolongs the student's search alone
+                schedule, _ = self._population(folder, (Role.TEACHER,), "teacher")
+                write_atomically(file, schedule_text(schedule))
+            found = [load_schedule(file)]
+            if not teacher.exists():
+                self.train([("teacher", FinalTraining(self.settings, Role.TEACHER, teacher, found[0]))])
+        fixed = found[0].stretched(self.settings.search.epochs) if found else None
+        schedule, population = self._population(self.run.path, (Role.STUDENT,), "student", teacher=teacher, fixed=fixed)
+        return join([*found, schedule]), population
+
+    def _population(
+        self, folder: Path, roles: tuple[Role, ...], title: str, **options: Any
+    ) -> tuple[Schedule, Population]:
+        observers = [SearchProgress(self.console, f"search: {title}"), History(folder), TensorBoard(folder)]
+        return search_population(folder, self.settings, roles, local=self.local, observers=observers, **options)
+
+    def finish(self, schedule: Schedule) -> list[dict[str, Any]]:
+        """Train teacher and students to the end, evaluate them on validation and test, write `results.json`."""
+        best, settings = self.run.path / "best", self.settings
+        teacher = settings.teacher.checkpoint or self.run.teacher
+        if not teacher.exists():
+            self.train([("teacher", FinalTraining(settings, Role.TEACHER, teacher, schedule.only(Role.TEACHER)))])
+        student = Role.STUDENT
+        arms = {
+            "student alone": FinalTraining(settings, student, best / "student_alone"),
+            "student distilled, no augmentation": FinalTraining(
+                settings, student, best / "student_plain", teacher=teacher
+            ),
+            "student distilled, found schedule": FinalTraining(settings, student, best / "student", schedule, teacher),
+        }
+        self.train(list(arms.items()))
+        folders = {"teacher": teacher} | {name: arm.folder for name, arm in arms.items()}
+        rows = [{"network": name, "checkpoint": str(folder)} | evaluate_checkpoint(folder, settings.data)
+                for name, folder in folders.items()]  # fmt: skip
+        write_atomically(self.run.results, json.dumps(rows, indent=2) + "\n")
+        return rows
+
+    def train(self, trainings: Sequence[tuple[str, FinalTraining]]) -> None:
+        """Train networks to the end: side by side on Ray, one after the other without."""
+        names = ", ".join(name for name, _ in trainings)
+        with self.console.status(f"training: {names}"):
+            plans = [training for _, training in trainings]
+            results = list(map(train_final, plans)) if self.local else _on_ray(train_final, plans, self.settings)
+        for (name, _), metrics in zip(trainings, results):
+            self.console.print(
+                f"trained {name}: validation accuracy {metrics['validation_accuracy']:.4f}, {metrics['seconds']:.0f} s",
+                highlight=False,
+            )
+
+
+def schedule_so_far(run: RunDirectory) -> Schedule:
+    """Return a run's best schedule: the finished one, or of the best member so far.
+
+    Raises:
+        RunDirectoryError: nothing has been searched yet.
+    """
+    if run.schedule.exists():
+        return load_schedule(run.schedule)
+    found = []
+    for folder in (run.path / "teacher", run.path):
+        if (folder / LOG).is_file():
+            population = Population.replay(read_log(folder))
+            if population.scores:
+                found.append(schedule_of(population, *population.best()))
+    if not found:
+        raise RunDirectoryError(f"{run.path}: no member has a score yet; expected at least one")
+    return join(found)
+
+
+def _on_ray(function: Callable, arguments: Sequence[Any], settings: Settings) -> list[Any]:
+    import ray
+
+    task = ray.remote(num_cpus=settings.slots.cpus, num_gpus=settings.slots.gpus, max_retries=3)(function)
+    return ray.get([task.remote(argument) for argument in arguments])
+
+
+def _dropped(population: Population) -> list[str]:
+    gone = sorted(set(range(population.rule.population_size)) - population.live)
+    return [f"member {m} was dropped before epoch {population.ends[population.newest[m]]}" for m in gone]

@@ -1,0 +1,99 @@
+"""One population search, from its rule to its best schedule."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rolekd_ray.config import Settings
+from rolekd_ray.errors import ConfigError, RolekdError
+from rolekd_ray.policy.lineage import schedule_of
+from rolekd_ray.policy.population import Population, Rule, state_name
+from rolekd_ray.policy.schedule import Schedule
+from rolekd_ray.roles import Role
+from rolekd_ray.search.ledger import STATES, Ledger, Observer
+from rolekd_ray.search.local import run_local
+from rolekd_ray.slots.interface import Task
+
+
+def rule_of(settings: Settings, roles: tuple[Role, ...]) -> Rule:
+    """Return the population rule that settings ask for."""
+    search = settings.search
+    return Rule(
+        seed=settings.seed,
+        population_size=search.population_size,
+        epochs=search.epochs,
+        interval_epochs=search.perturbation_interval_epochs,
+        roles=roles,
+        space=settings.search_space(),
+        quantile=search.quantile,
+        synchronous=search.mode == "synchronous",
+        initial=search.initial_policies,
+        resample_probability=search.resample_probability,
+        max_shift=search.max_shift_bins,
+    )
+
+
+def search_population(
+    folder: Path,
+    settings: Settings,
+    roles: tuple[Role, ...],
+    *,
+    teacher: Path | None = None,
+    fixed: Schedule | None = None,
+    local: bool = False,
+    observers: Sequence[Observer] = (),
+) -> tuple[Schedule, Population]:
+    """Search schedules for these roles, or go on with the search that lies in the folder.
+
+    Args:
+        folder: gets log, states and what is derived from them.
+        settings: `search.epochs` above the log's goal prolongs the search.
+        roles: are trained and evolve; the last one's validation accuracy is the fitness.
+        teacher: checkpoint of the frozen teacher, where only the student is trained.
+        fixed: policies of roles that do not evolve.
+        local: in this process, without Ray; else Ray must be initialised.
+        observers: see `Ledger`.
+
+    Returns:
+        The best member's schedule, and the population as it ended.
+
+    Raises:
+        RolekdError: no member reached the goal, or the search ended early.
+    """
+    from rolekd_ray.slots.worker import TrainingWorker  # lazily, as torch with it: dispatcher and members need neither
+
+    task = Task(settings, folder / STATES, roles, teacher, fixed)
+    ledger = Ledger(folder, rule_of(settings, roles), observers)
+    try:
+        population = ledger.population
+        if settings.search.epochs > population.epochs:
+            ledger.extend(settings.search.epochs)
+        elif settings.search.epochs < population.epochs:
+            raise ConfigError(
+                f"search.epochs: got {settings.search.epochs}; expected at least {population.epochs}, the run's goal"
+            )
+        if not population.finished and local:
+            run_local(ledger, TrainingWorker(task))
+        elif not population.finished:
+            from rolekd_ray.search.tune_search import run_on_ray
+
+            run_on_ray(ledger, partial(TrainingWorker, task), search=settings.search, slots=settings.slots)
+        ledger.collect()
+        _check_end(ledger)
+        return schedule_of(population, *population.best()), population
+    finally:
+        ledger.close()
+
+
+def best_state(folder: Path, population: Population) -> Path:
+    """Return the folder of the best member's newest state."""
+    return folder / STATES / state_name(*population.best())
+
+
+def _check_end(ledger: Ledger) -> None:
+    population = ledger.population
+    if not population.live:
+        raise RolekdError(f"{ledger.folder}: every member was dropped; {ledger.path_of_log} says why")
+    short = [m for m in sorted(population.live) if not population.reported(m, population.generations - 1)]
+    if short:
+        raise RolekdError(f"{ledger.folder}: the search ended before members {short} reached epoch {population.epochs}")

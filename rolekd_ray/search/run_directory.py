@@ -1,0 +1,142 @@
+"""The run directory: one search and everything it wrote."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rolekd_ray.config import Settings, load_settings, settings_text
+from rolekd_ray.errors import RunDirectoryError
+from rolekd_ray.files import write_atomically
+
+CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "environment.json", "results.json"
+PACKAGES = ("rolekd_ray", "ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run; the README explains each."""
+
+    path: Path
+
+    @property
+    def schedule(self) -> Path:
+        """The best schedule found."""
+        return self.path / "best" / "schedule.yaml"
+
+    @property
+    def teacher(self) -> Path:
+        """The trained teacher's checkpoint."""
+        return self.path / "best" / "teacher"
+
+    @property
+    def results(self) -> Path:
+        """The final table as JSON."""
+        return self.path / RESULTS
+
+    def settings(self) -> Settings:
+        """Return the settings the run goes by."""
+        return load_settings(self.path / CONFIG)
+
+    def set_settings(self, settings: Settings) -> None:
+        """Change the settings the run goes by."""
+        write_atomically(self.path / CONFIG, settings_text(settings))
+
+    def environment(self) -> dict[str, Any]:
+        """Return what the run was started with."""
+        return json.loads((self.path / ENVIRONMENT).read_text())
+
+
+def create_run(storage: Path, name: str | None, settings: Settings, *, verb: str) -> RunDirectory:
+    """Make the directory of a new run.
+
+    Args:
+        storage: folder of runs.
+        name: of the run; None: the moment of the start.
+        settings: kept in `config.yaml`, all defaults included.
+        verb: `run` or `search`; `resume` goes on with the same.
+
+    Raises:
+        RunDirectoryError: it exists.
+    """
+    path = storage / (name or time.strftime("%Y%m%d-%H%M%S"))
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise RunDirectoryError(
+            f"{path}: exists; expected a new name. Go on with it by `rolekd resume {path}`, or choose another --name."
+        ) from None
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: cannot be made: {error.strerror}") from error
+    run = RunDirectory(path)
+    run.set_settings(settings)
+    write_atomically(path / ENVIRONMENT, json.dumps(environment(settings, verb), indent=2) + "\n")
+    return run
+
+
+def open_run(path: Path) -> RunDirectory:
+    """Open an existing run.
+
+    Raises:
+        RunDirectoryError: it is not a run directory.
+    """
+    missing = [name for name in (CONFIG, ENVIRONMENT) if not (Path(path) / name).is_file()]
+    if missing:
+        raise RunDirectoryError(f"{path}: not a run directory, lacks {', '.join(missing)}")
+    return RunDirectory(Path(path))
+
+
+def environment(settings: Settings, verb: str) -> dict[str, Any]:
+    """Return versions, commit, seed and hardware: what a published number must carry."""
+    return {
+        "verb": verb,
+        "command": sys.argv,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seed": settings.seed,
+        "python": platform.python_version(),
+        "packages": {package: installed_version(package) for package in PACKAGES},
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """Return a package's version; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout this package runs from, with `+` if it was changed; None for an install."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,145 @@
+"""Final trainings: one network trained to the end under a schedule, on all images that are not held out."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rolekd_ray.config import Settings
+from rolekd_ray.errors import CheckpointError
+from rolekd_ray.policy.policy import Policy
+from rolekd_ray.policy.schedule import Schedule, schedule_to_dict
+from rolekd_ray.roles import Role
+from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
+from rolekd_ray.training.data import TrainingData, open_training_data
+from rolekd_ray.training.epochs import Trainer, new_trainer
+from rolekd_ray.training.evaluation import evaluate
+from rolekd_ray.training.learner import Learner, new_learner
+from rolekd_ray.training.networks import describe_networks, load_network
+
+
+@dataclass(frozen=True)
+class FinalTraining:
+    """What to train.
+
+    `schedule` None: no policy. `teacher` None: from labels alone. `folder` gets the checkpoint; while the training
+    goes on, `folder.partial` holds where it stands.
+    """
+
+    settings: Settings
+    role: Role
+    folder: Path
+    schedule: Schedule | None = None
+    teacher: Path | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Length of the training."""
+        return self.settings.final_epochs
+
+    def plan(self) -> dict[str, Any]:
+        """Return what the result depends on, as plain data: equal plans give equal networks."""
+        settings = self.settings.model_dump(mode="json", exclude={"source", "search", "slots", "final", "space"})
+        return {
+            "role": str(self.role),
+            "epochs": self.epochs,
+            "train": self.settings.final.train,
+            "schedule": schedule_to_dict(self.schedule) if self.schedule is not None else None,
+            "teacher": read_description(self.teacher).get("plan", str(self.teacher)) if self.teacher else None,
+            "settings": settings,
+        }
+
+    def finished(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the metrics of a checkpoint that this very plan led to; None if there is none."""
+        try:
+            description = read_description(self.folder)
+        except CheckpointError:
+            return None
+        return description["metrics"] if description.get("plan") == plan else None
+
+
+def train_final(training: FinalTraining) -> dict[str, Any]:
+    """Train a network to the end, or take it from its checkpoint; return the checkpoint's metrics.
+
+    A training that was cut short goes on from its last saved epoch and ends with the same weights.
+
+    Raises:
+        TrainingError: a loss is not finite.
+        StorageError: the checkpoint cannot be written.
+    """
+    plan = training.plan()
+    metrics = training.finished(plan)
+    if metrics is not None:
+        return metrics
+    device = torch.device("cuda" if training.settings.slots.gpus else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(training.settings.slots.cpus)))
+    data = open_training_data(training.settings.data, train=training.settings.final.train)
+    learner, trainer, seconds = _begin(training, data, device, plan)
+    schedule = training.schedule.stretched(training.epochs) if training.schedule is not None else None
+    while learner.epoch < training.epochs:
+        started = time.perf_counter()
+        end = min(learner.epoch + training.settings.search.perturbation_interval_epochs, training.epochs)
+        trainer.train(
+            learner,
+            schedule.policies_at if schedule is not None else lambda role, epoch: [(1.0, Policy())],
+            end_epoch=end,
+            total_epochs=training.epochs,
+            stream=f"final {training.role}",  # the arms of a comparison see the same order of images
+        )
+        seconds += time.perf_counter() - started
+        if end < training.epochs:
+            save_checkpoint(_partial(training), learner.tree(), {"plan": plan, "seconds": seconds})
+    held_out = data.image_set.subset(data.validation)
+    found = evaluate(
+        learner.networks[training.role],
+        held_out.images.to(device),
+        held_out.labels.to(device),
+        trainer.views,
+        dtype=trainer.dtype,
+    )
+    metrics = {f"validation_{name}": value for name, value in found.to_dict().items()} | {"seconds": seconds}
+    models = {training.role: training.settings.network(training.role).model}
+    description = describe_networks(models, data.image_set, data.statistics, training.settings.data)
+    tree = {"networks": learner.tree()["networks"]}
+    teacher = str(training.teacher.absolute()) if training.teacher is not None else None
+    save_checkpoint(training.folder, tree, description | {"plan": plan, "metrics": metrics, "teacher": teacher})
+    shutil.rmtree(_partial(training), ignore_errors=True)
+    return metrics
+
+
+def _partial(training: FinalTraining) -> Path:
+    return training.folder.with_name(f"{training.folder.name}.partial")
+
+
+def _begin(
+    training: FinalTraining, data: TrainingData, device: torch.device, plan: dict[str, Any]
+) -> tuple[Learner, Trainer, float]:
+    """Return learner, epoch loop and the seconds spent so far: fresh, or from where an earlier try was stopped."""
+    image_set = data.image_set
+    learner = new_learner(
+        training.settings,
+        (training.role,),
+        num_classes=image_set.num_classes,
+        channels=image_set.channels,
+        device=device,
+        key="final",
+    )
+    seconds = 0.0
+    try:
+        tree, description = load_checkpoint(_partial(training))
+        if description["plan"] == plan:
+            learner.load(tree, where=str(_partial(training)))
+            seconds = description["seconds"]
+    except CheckpointError:
+        pass  # none, or not whole: from the start
+    teacher = None
+    if training.teacher is not None:
+        teacher, _ = load_network(
+            training.teacher, Role.TEACHER, num_classes=image_set.num_classes, channels=image_set.channels
+        )
+    space = training.schedule.space if training.schedule is not None else training.settings.search_space()
+    return learner, new_trainer(training.settings, data, space, device, teacher), seconds
