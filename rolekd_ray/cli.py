@@ -124,7 +124,7 @@ def resume(
 @app.command()
 def status(
     run: Run,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every 2 seconds until the end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every 2 seconds until the end.")] = False,
 ) -> None:
     """Where a run stands."""
     from rolekd_ray.reporting.status import show_status
@@ -184,15 +184,11 @@ def import_(
 def train(
     role: Annotated[Role, typer.Argument(help="Which network.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoint.")],
-    schedule: Annotated[
-        Path | None, typer.Option(help="Schedule to replay, stretched to the length; default: none.")
-    ] = None,
+    schedule: Annotated[Path | None, typer.Option(help="Schedule to replay, stretched to length.")] = None,
     config: Config = "quickstart",
     overrides: Overrides = [],  # noqa: B006
     seed: Seed = None,
-    teacher: Annotated[
-        Path | None, typer.Option(help="Checkpoint to distil from; a student without learns alone.")
-    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Checkpoint to distil from; default: labels.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     model: Annotated[str | None, typer.Option(help="Another network than the configuration's.")] = None,
     variant: Annotated[Variant, typer.Option(help="flattened: order lost; last: its last policy.")] = Variant.ORDERED,
@@ -297,12 +293,12 @@ def _execute(directory: "RunDirectory", verb: str, local: bool) -> None:
     out.print(schedule_table(outcome.schedule))
     if outcome.rows:
         out.print(results_table(outcome.rows))
-    out.print(
-        f"best schedule: {directory.schedule}\nbest member:   {outcome.best_state}", highlight=False, soft_wrap=True
-    )
+    places: dict[str, object] = {"best schedule": directory.schedule, "best member": outcome.best_state}
     if outcome.rows:
-        out.print(f"networks:      {directory.schedule.parent}\nresults:       {directory.results}", highlight=False)
-    out.print(f"curves:        tensorboard --logdir {directory.path}", highlight=False, soft_wrap=True)
+        places |= {"networks": directory.schedule.parent, "results": directory.results}
+    places["curves"] = f"tensorboard --logdir {directory.path}"
+    for what, where in places.items():
+        out.print(f"{what + ':':<15}{where}", highlight=False, soft_wrap=True)
     if outcome.dropped:
         raise RolekdError("\n".join(outcome.dropped))
 

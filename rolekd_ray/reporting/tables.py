@@ -11,10 +11,10 @@ from rolekd_ray.policy.schedule import Schedule
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the final comparison: one line per network."""
-    table = Table(title="What the search was good for", title_justify="left")
-    table.add_column("network")
-    for heading in ("validation accuracy", "test accuracy", "test loss", "calibration error", "seconds"):
+    """Return the final comparison, one line per network: accuracy on both splits, and seconds of training."""
+    table = Table(title="Accuracy of the finished networks", title_justify="left")
+    table.add_column("network", no_wrap=True)
+    for heading in ("validation", "test", "test loss", "seconds"):
         table.add_column(heading, justify="right")
     for row in rows:
         seconds = row.get("seconds")
@@ -23,7 +23,6 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['validation_accuracy']:.4f}",
             f"{row['test_accuracy']:.4f}",
             f"{row['test_loss']:.3f}",
-            f"{row['test_calibration_error']:.3f}",
             f"{seconds:.0f}" if seconds is not None else "–",
         )
     return table
