@@ -5,7 +5,6 @@ reported together. Our own broken invariants are `assert`s, never these types.
 """
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 class RolekdError(Exception):
@@ -56,6 +55,8 @@ class RunDirectoryError(InputError):
 
 def suggest(name: object, allowed: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest allowed name, or an empty string."""
+    from difflib import get_close_matches  # 3 ms of an import that every part of the package makes
+
     near = get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {str(near[0])!r}?" if near else ""
 
