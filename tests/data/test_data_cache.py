@@ -118,20 +118,15 @@ def test_full_disk_is_a_warning(monkeypatch, caplog):
 
 
 def test_entry_name_follows_settings_and_files(tmp_path):
-    file, other = tmp_path / "a", tmp_path / "b"
-    file.write_text("x")
-    other.write_text("x")
-    names = [
-        entry_name("d", {"size": 1}, [file]),
-        entry_name("d", {"size": 2}, [file]),
-        entry_name("d", {"size": 1}, [other]),
-    ]
-    file.write_text("xy")
-    names.append(entry_name("d", {"size": 1}, [file]))
-    os.utime(file, ns=(0, 5))
-    names.append(entry_name("d", {"size": 1}, [file]))
-    assert len(set(names)) == 5
-    assert entry_name("d", {"size": 1}, [file]) == names[-1]
+    def name(file: str, content: str, size: int = 1, nanoseconds: int = 5) -> str:
+        (tmp_path / file).write_text(content)
+        os.utime(tmp_path / file, ns=(0, nanoseconds))
+        return entry_name("d", {"size": size}, [tmp_path / file])
+
+    first = name("a", "x")
+    others = [name("a", "x", size=2), name("b", "x"), name("a", "xy"), name("a", "x", nanoseconds=6)]
+    assert len({first, *others}) == 5
+    assert name("a", "x") == first
 
 
 def test_folder_follows_the_environment(monkeypatch, tmp_path):

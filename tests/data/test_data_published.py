@@ -40,6 +40,9 @@ def test_fashion_mnist(tmp_path):
         assert torch.equal(found.images, torch.from_numpy(images[split])[:, None])
         assert found.labels.tolist() == labels[split].tolist()
         assert found.class_names[0] == "T-shirt/top" and found.num_classes == 10
+    # The cache follows the split's own files.
+    write_idx(tmp_path / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte", labels["test"] + 1)
+    assert load_image_set("fashion_mnist", tmp_path, split="test").labels.tolist() == (labels["test"] + 1).tolist()
     small = load_image_set("fashion_mnist", tmp_path, split="test", image_size=14)
     assert small.images.shape == (5, 1, 14, 14)
 
@@ -51,24 +54,24 @@ def test_cifar(tmp_path, monkeypatch, source, kind, key):
     names = [f"class{i}" for i in range(10)]
     folder = tmp_path / kind.base_folder
     folder.mkdir()
-    images = RNG.integers(0, 256, (2, 6, 3, 32, 32), dtype=np.uint8)
+    images = RNG.integers(0, 256, (3, 6, 3, 32, 32), dtype=np.uint8)
 
     def write(name: str, content: dict) -> list[str]:
         (folder / name).write_bytes(pickle.dumps(content))
         return [name, md5(folder / name)]
 
-    # Two batch files in torchvision's format; their checksums take the place of the real files'.
-    parts = [write(f"batch{i}", {"data": images[i].reshape(6, -1), key: [i, 1, 2, 3, 4, 9]}) for i in range(2)]
+    # Batch files in torchvision's format; their checksums take the place of the real files'.
+    parts = [write(f"batch{i}", {"data": images[i].reshape(6, -1), key: [i, 1, 2, 3, 4, 9]}) for i in range(3)]
     meta = write("meta", {kind.meta["key"]: names})
-    monkeypatch.setattr(kind, "train_list", parts)
-    monkeypatch.setattr(kind, "test_list", parts[1:])
+    monkeypatch.setattr(kind, "train_list", parts[:2])
+    monkeypatch.setattr(kind, "test_list", parts[2:])
     monkeypatch.setattr(kind, "meta", {"filename": meta[0], "key": kind.meta["key"], "md5": meta[1]})
     train = load_image_set(source, tmp_path, split="train")
-    assert torch.equal(train.images, torch.from_numpy(images.reshape(12, 3, 32, 32)))
+    assert torch.equal(train.images, torch.from_numpy(images[:2].reshape(12, 3, 32, 32)))
     assert train.labels.tolist() == [0, 1, 2, 3, 4, 9, 1, 1, 2, 3, 4, 9] and train.class_names == tuple(names)
     test = load_image_set(source, tmp_path, split="test")
-    assert torch.equal(test.images, torch.from_numpy(images[1])) and test.name == f"{source} test"
-    (folder / "batch1").write_bytes(b"damaged")
+    assert torch.equal(test.images, torch.from_numpy(images[2])) and test.name == f"{source} test"
+    (folder / "batch2").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"data\.download"):
         load_image_set(source, tmp_path, split="test")
 
