@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rolekd_ray.policy.lineage import effective_lineages
@@ -12,7 +13,7 @@ from rolekd_ray.policy.schedule import Schedule
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the final comparison, one line per network: accuracy on both splits, and seconds of training."""
-    table = Table(title="Accuracy of the finished networks", title_justify="left")
+    table = Table(title="Accuracy of the finished networks", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("network", no_wrap=True)
     for heading in ("validation", "test", "test loss", "seconds"):
         table.add_column(heading, justify="right")
@@ -30,7 +31,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def evaluation_table(title: str, results: Mapping[str, Any]) -> Table:
     """Return one network's metrics: validation beside test."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("metric")
     table.add_column("validation", justify="right")
     table.add_column("test", justify="right")
@@ -51,6 +52,7 @@ def population_table(title: str, population: Population) -> Table:
     table = Table(
         title=f"{title}: {done} of {total} intervals, {lineages} of {population.rule.population_size} lineages alive",
         title_justify="left",
+        box=SIMPLE_HEAD,
     )
     for heading in ("member", "epoch", "score", "copied from", "state"):
         table.add_column(heading, justify="right")
@@ -75,7 +77,7 @@ def _standings(population: Population) -> list[tuple[int, int, float | None, str
 
 def schedule_table(schedule: Schedule) -> Table:
     """Return a schedule's segments, most likely ops first."""
-    table = Table(title=f"schedule of {schedule.epochs} epochs over {schedule.space.name}", title_justify="left")
+    table = Table(title=f"schedule of {schedule.epochs} epochs over {schedule.space.name}", title_justify="left", box=SIMPLE_HEAD)
     for heading in ("role", "epochs", "ops that can fire (chance, magnitude bin)"):
         table.add_column(heading)
     for role, segments in schedule.firing().roles.items():

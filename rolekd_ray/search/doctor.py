@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from rolekd_ray.search.cluster import MEMBER_BYTES
@@ -23,7 +24,7 @@ def examine(storage: Path) -> tuple[Table, bool]:
         storage: where runs would be written.
     """
     rows = [_python(), *_packages(), *_devices(), _memory(), _storage(storage), _open_files(), _ray()]
-    table = Table(title="What this machine can do", title_justify="left")
+    table = Table(title="What this machine can do", title_justify="left", box=SIMPLE_HEAD)
     for heading in ("what", "found", ""):
         table.add_column(heading)
     for what, found, healthy in rows:
