@@ -153,6 +153,20 @@ def test_other_kinds_of_convolution_are_left():
     assert torch.equal(fold_batchnorm(network)(images), network(images))
 
 
+class Sign(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.sign()
+
+
+def test_reparametrised_convolution_is_left():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    network[1].running_var.fill_(4)
+    nn.utils.parametrize.register_parametrization(network[0], "weight", Sign())  # the tracer takes it for torch's own
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(fold_batchnorm(network)(images), network(images))
+
+
 class Untraceable(nn.Module):
     def __init__(self):
         super().__init__()
