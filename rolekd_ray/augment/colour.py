@@ -7,8 +7,9 @@ times as much as byte arithmetic on a CPU (torch 2.15), hence the bit masks.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-_TURNS = 4
+from rolekd_ray.augment.randomness import below
 
 
 def brightness(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
@@ -39,22 +40,20 @@ def color(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> Ten
 
 def sharpness(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Move inner pixels away from their blurred neighbourhood by the factor (N,). Source: `adjust_sharpness`."""
-    width = images.shape[-1]
-    if min(images.shape) == 0 or min(images.shape[-2:]) <= 2:
+    height, width = images.shape[-2:]
+    if min(images.shape) == 0 or min(height, width) <= 2:
         return images
     # Sums run along all images as one line, which is vectorised; only border pixels see another row or image.
     values = images.float()
     line = values.view(-1)
+    middle = line[width + 1 : -width - 1]
     rows = (line[:-2] + line[1:-1]).add_(line[2:])
     change = torch.zeros_like(values)
-    inner, middle = change.view(-1)[width + 1 : -width - 1], line[width + 1 : -width - 1]
-    torch.add(rows[: -2 * width], rows[width:-width], out=inner)
-    inner.add_(rows[2 * width :]).add_(middle * 4)
+    inner = torch.add(rows[: -2 * width], rows[width:-width], out=change.view(-1)[width + 1 : -width - 1])
+    inner.add_(rows[2 * width :]).add_(middle, alpha=4)  # whole numbers: exact, fused or not
     inner.mul_(1 / 13).round_().sub_(middle)  # a multiple of 1/13 is never half-way
-    sharp = _bytes(change.mul_(_column(1 - factors.double())).add_(values))
-    for border in ((..., 0, slice(None)), (..., -1, slice(None)), (..., 0), (..., -1)):
-        sharp[border] = images[border]
-    return sharp
+    strength = _column(1 - factors.double()) * pad(values.new_ones(height - 2, width - 2), (1, 1, 1, 1))
+    return _bytes(change.mul_(strength).add_(values))
 
 
 def posterize(images: Tensor, bits: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
@@ -76,26 +75,16 @@ def equalize(images: Tensor, magnitudes: Tensor, centres: Tensor, fill: Tensor) 
     """Spread each channel's values so that all are about as frequent. Source: `equalize`, which is Pillow's."""
     planes = images.flatten(0, 1).flatten(1)
     count, pixels = planes.shape
-    # Neighbours are often equal, and one counter's additions wait for each other: four counters take turns.
-    lines = torch.arange(0, count * _TURNS * 256, _TURNS * 256, dtype=torch.int32, device=images.device)[:, None]
-    turns = torch.arange(pixels, dtype=torch.int32, device=images.device).remainder_(_TURNS).mul_(256)
-    places = planes.int().add_(lines).add_(turns).long().view(-1)
-    histogram = torch.zeros(count * _TURNS * 256, dtype=torch.int32, device=images.device)
-    histogram.scatter_add_(0, places, torch.ones(1, dtype=torch.int32, device=images.device).expand(len(places)))
-    table = _equalizing(histogram.view(count, _TURNS, 256).sum(1, dtype=torch.int32), planes.amax(1))
-    return table[:, None].expand(-1, _TURNS, -1).reshape(-1).gather(0, places).view(images.shape)
-
-
-def _equalizing(histogram: Tensor, highest: Tensor) -> Tensor:
-    """Return what each value becomes, (P, 256) uint8, from histograms (P, 256) int32 and highest values (P,) uint8."""
-    pixels = histogram.sum(1, keepdim=True, dtype=torch.int32)
-    step = (pixels - histogram.gather(1, highest.long()[:, None])) // 255
-    below = histogram.cumsum(1, dtype=torch.int32).sub_(histogram)
-    # In float32, for integer division is slow; exact below 2^23 pixels.
-    table = (below + step // 2).float().div_(step.clamp(min=1)).floor_().clamp_(max=255)
-    spread = (step > 0).float()
-    unchanged = torch.arange(256, dtype=torch.float32, device=step.device)
-    return table.mul_(spread).add_(unchanged * (1 - spread)).to(torch.uint8)
+    first = torch.arange(0, count * 256, 256, dtype=torch.int32, device=images.device)[:, None]
+    places = (planes + first).long().view(-1)
+    histogram = torch.bincount(places, minlength=count * 256).view(count, 256)
+    most = histogram.gather(1, planes.amax(1, keepdim=True).long())
+    step = (pixels - most) // 255
+    # In float64, for integer division is slow; exact.
+    table = (histogram.cumsum(1).sub_(histogram) + step // 2).double().div_(step.clamp(min=1)).clamp_(max=255)
+    flat = (step[:, 0] == 0).nonzero()[:, 0]  # so few other values that they stay as they are
+    table.index_copy_(0, flat, torch.arange(256.0, dtype=table.dtype, device=table.device).expand(len(flat), -1))
+    return table.to(torch.uint8).view(-1).gather(0, places).view(images.shape)
 
 
 def auto_contrast(images: Tensor, magnitudes: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
@@ -117,9 +106,9 @@ def cutout(images: Tensor, pixels: Tensor, centres: Tensor, fill: Tensor) -> Ten
 
     As there, an odd side loses one pixel.
     """
-    rows, columns = square(centres, pixels, images.shape[-2], images.shape[-1])
-    inside = (rows.to(torch.uint8).neg_()[:, :, None] & columns.to(torch.uint8).neg_()[:, None, :])[:, None]
-    return (images & ~inside).bitwise_or_(inside & fill.view(1, -1, 1, 1))
+    rows, columns = square(centres, pixels[:, None], images.shape[-2], images.shape[-1])
+    inside = (rows[:, None, :, None] * columns[:, None, None, :]).to(torch.uint8).neg_()  # -1 is a byte of ones
+    return (images & ~inside).bitwise_or_(inside & fill.view(-1, 1, 1))
 
 
 def square(centres: Tensor, side_pixels: Tensor | int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -127,20 +116,18 @@ def square(centres: Tensor, side_pixels: Tensor | int, height: int, width: int) 
 
     Args:
         centres: uniforms for row and column, (N, 2) float32 in [0, 1).
-        side_pixels: side, (N,) or one for all; side // 2 pixels lie above and left of the centre, as many from it on.
+        side_pixels: side, (N, 1) or one for all; side // 2 pixels lie above and left of the centre, as many from it on.
         height: rows of the image.
         width: columns of the image.
 
     Returns:
-        (N, H) and (N, W) bool; the square is where both hold.
+        (N, H) and (N, W) float32; 1 in the square's rows and columns, else 0. The square is where both are 1.
     """
-    half = torch.as_tensor(side_pixels, device=centres.device).long()[..., None] // 2
-    return _span(centres[:, 0], half, height), _span(centres[:, 1], half, width)
-
-
-def _span(centres: Tensor, half: Tensor, length: int) -> Tensor:
-    away = torch.arange(length, device=centres.device) - (centres * length).long()[:, None]
-    return (away >= -half) & (away < half)
+    half = side_pixels // 2
+    return tuple(
+        (torch.arange(0.5, size, device=centres.device) - below(centres[:, axis, None], size)).abs_().lt(half).float()
+        for axis, size in enumerate((height, width))
+    )
 
 
 def _grey(values: Tensor) -> Tensor:
@@ -157,4 +144,4 @@ def _bytes(values: Tensor) -> Tensor:
 
 
 def _column(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return values.to(dtype)[:, None, None, None]
+    return values.to(dtype).view(-1, 1, 1, 1)

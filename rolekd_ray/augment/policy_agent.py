@@ -41,9 +41,12 @@ class PolicyAgent:
         firing = [_numbered(policy) for _, policy in policies]
         slots = sorted({slot for settings in firing for slot in settings})
         self.fill = fill
-        self._weights = torch.tensor([float(weight) for weight, _ in policies], dtype=torch.float64)
-        self._counts = torch.tensor(space.counts, dtype=torch.float64)
-        self._draws = torch.tensor([copy * len(_OPS) + op for op, copy in slots], dtype=torch.int64)
+        self._policy_edges = _edges([weight for weight, _ in policies])
+        self._count_edges = _edges(space.counts)
+        self._most = min(len(space.counts) - 1, len(slots))
+        # Draw numbers: settings by op and copy below 0, whatever else the policy holds; the image's own from 0.
+        own = range(2 + self._most * _DRAWS_PER_FIRED)
+        self._draws = torch.tensor([*own, *(-1 - op - copy * len(_OPS) for op, copy in slots)], dtype=torch.int64)
         self._slot_ops = torch.tensor([op for op, _ in slots], dtype=torch.int64)
         self._probabilities = torch.zeros(len(policies), len(slots))
         self._bins = torch.zeros(len(policies), len(slots), dtype=torch.int64)
@@ -73,19 +76,20 @@ class PolicyAgent:
     def _drawn(self, indices: Tensor, *, seed: int, role: Role, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return ops, magnitude bins, signs (N, K) and cutout centres (N, K, 2)."""
         self._move_to(indices.device)
-        most = min(len(self._counts) - 1, len(self._draws))
-        extras = uniforms(stream_key(seed, role, epoch, "draws"), indices, 2 + most * _DRAWS_PER_FIRED)
-        settings = uniforms(stream_key(seed, role, epoch, "settings"), indices, self._draws)
-        count, policy = _choice(extras[:, 0], self._counts), _choice(extras[:, 1], self._weights)
-        probabilities = self._probabilities[policy]
-        arrival = torch.where(settings < probabilities, settings / probabilities, 1.0)
-        arrival, slots = arrival.sort(dim=1, stable=True)
-        slots = slots[:, :most]
-        fired = (arrival[:, :most] < 1) & (torch.arange(most, device=indices.device) < count[:, None])
+        draws = uniforms(stream_key(seed, role, epoch, "policy"), indices, self._draws)
+        count_draw, policy_draw, fired_draws, setting_draws = draws.split(
+            [1, 1, self._most * _DRAWS_PER_FIRED, len(self._slot_ops)], dim=1
+        )
+        count = torch.bucketize(count_draw.contiguous(), self._count_edges, right=True)
+        policy = torch.bucketize(policy_draw[:, 0].contiguous(), self._policy_edges, right=True)
+        # u / p < 1 where a setting fires. Of equal values, sort takes the first, everywhere.
+        arrival, slots = (setting_draws / self._probabilities[policy]).sort(dim=1, stable=True)
+        slots = slots[:, : self._most]
+        fired = (arrival[:, : self._most] < 1) & (torch.arange(self._most, device=indices.device) < count)
         ops = torch.where(fired, self._slot_ops[slots], -1)
-        bins = torch.where(fired, self._bins[policy].gather(1, slots), 0)
-        sign, centres = extras[:, 2:].view(len(indices), most, _DRAWS_PER_FIRED).split([1, 2], dim=2)
-        signs = torch.where(self._signed[ops] & fired & (sign[..., 0] < 0.5), -1, 1)
+        bins = torch.where(fired, self._bins[policy[:, None], slots], 0)
+        sign, centres = fired_draws.view(len(indices), self._most, _DRAWS_PER_FIRED).split([1, 2], dim=2)
+        signs = torch.where((sign[..., 0] < 0.5) & fired & self._signed[ops], -1, 1)
         return ops, bins, signs, centres
 
 
@@ -112,7 +116,7 @@ def _numbered(policy: Policy) -> dict[tuple[int, int], OpSetting]:
     }
 
 
-def _choice(uniform: Tensor, weights: Tensor) -> Tensor:
-    """Return which weight each uniform (N,) falls on, (N,) int64."""
-    edges = (weights.cumsum(0) / weights.sum())[:-1]
-    return torch.bucketize(uniform.double(), edges, right=True)
+def _edges(weights: Sequence[float]) -> Tensor:
+    """Return what `bucketize` needs to choose i with chance weights[i] / sum: the inner edges, float32."""
+    chances = torch.tensor(weights, dtype=torch.float64)
+    return (chances.cumsum(0) / chances.sum())[:-1].float()

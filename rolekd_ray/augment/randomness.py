@@ -45,6 +45,11 @@ def uniforms(key: int, indices: Tensor, draws: int | Tensor) -> Tensor:
     return _shifted(states, 64 - _MANTISSA_BITS).to(torch.float32).mul_(2.0**-_MANTISSA_BITS)
 
 
+def below(uniform: Tensor, count: int) -> Tensor:
+    """Return whole numbers 0 … count - 1, equally likely, from uniforms; int64, shape as given."""
+    return (uniform.double() * count).long()  # in float32 the product could round up to count
+
+
 def _signed(word: int) -> int:
     """Return the int64 with the same 64 bits: torch has no uint64 arithmetic, but int64 wraps alike."""
     return word - (1 << 64) if word >= 1 << 63 else word
