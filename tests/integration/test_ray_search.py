@@ -54,8 +54,10 @@ def kill(name: str, killed: list):
 
 @pytest.fixture(scope="module")
 def ray():
-    with ray_session():
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # slots find this folder's workers
+        with ray_session():
+            yield
 
 
 @pytest.fixture(scope="module")
