@@ -199,7 +199,7 @@ class Population:
     def best(self) -> tuple[int, int]:
         """Return (member, generation) of the best score of the newest generation that all live members reached.
 
-        Ties go to the lower number. KeyError while nothing has scored.
+        Ties go to the lower number. ValueError while nothing has scored.
         """
         complete = [g for g, scores in self.scores.items() if self.live and self.live <= scores.keys()]
         generation = max(complete or self.scores)
