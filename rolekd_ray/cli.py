@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from rolekd_ray.errors import InputError, RolekdError, RunDirectoryError
+from rolekd_ray.errors import InputError, RolekdError
 from rolekd_ray.roles import Role
 
 if TYPE_CHECKING:
@@ -110,15 +110,7 @@ def resume(
     from rolekd_ray.search.run_directory import open_run
 
     directory = open_run(run)
-    settings = directory.settings()
-    if epochs is not None:
-        if epochs < settings.search.epochs:
-            raise RunDirectoryError(
-                f"--epochs: got {epochs}; expected at least {settings.search.epochs}, the run's goal"
-            )
-        section = settings.search.model_copy(update={"epochs": epochs})
-        directory.set_settings(settings.model_copy(update={"search": section}))
-    _execute(directory, directory.environment()["verb"], local)
+    _execute(directory, directory.environment()["verb"], local, epochs)
 
 
 @app.command()
@@ -276,15 +268,16 @@ def _start(
     _execute(create_run(storage, name, settings, verb=verb), verb, local)
 
 
-def _execute(directory: "RunDirectory", verb: str, local: bool) -> None:
+def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | None = None) -> None:
     from rolekd_ray.reporting.tables import results_table, schedule_table
     from rolekd_ray.search.pipeline import Pipeline
 
     progress.print(f"run directory: {directory.path}", highlight=False)
     try:
-        outcome = Pipeline(directory, local=local, console=progress).execute(verb)
+        outcome = Pipeline(directory, local=local, console=progress).execute(verb, epochs=epochs)
     except KeyboardInterrupt:
-        progress.print(f"\nstopped; nothing but the intervals under way is lost. Go on: rolekd resume {directory.path}")
+        progress.print("\nstopped; nothing but the intervals under way is lost. Go on:")
+        progress.print(f"rolekd resume {directory.path}", soft_wrap=True, highlight=False)
         sys.exit(130)
     except InputError:
         raise

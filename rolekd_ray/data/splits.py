@@ -65,11 +65,11 @@ def _largest_remainder(counts: np.ndarray, total: int) -> np.ndarray:
 def _check(size: int, train: int | None, validation: int, seed: int) -> None:
     problems = []
     if validation < 0:
-        problems.append(f"split.validation: got {validation}; expected at least 0")
+        problems.append(f"data.validation: got {validation}; expected at least 0")
     if train is not None and train < 1:
-        problems.append(f"split.train: got {train}; expected at least 1, or none for all that are left")
+        problems.append(f"data.train: got {train}; expected at least 1, or none for all that are left")
     if seed < 0:
-        problems.append(f"split.seed: got {seed}; expected at least 0")
+        problems.append(f"data.split_seed: got {seed}; expected at least 0")
     if not problems and (train or 1) + validation > size:
         wanted = f"train {'all that are left' if train is None else train} and validation {validation}"
         problems.append(

@@ -77,7 +77,9 @@ def _standings(population: Population) -> list[tuple[int, int, float | None, str
 
 def schedule_table(schedule: Schedule) -> Table:
     """Return a schedule's segments, most likely ops first."""
-    table = Table(title=f"schedule of {schedule.epochs} epochs over {schedule.space.name}", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"schedule of {schedule.epochs} epochs over {schedule.space.name}", title_justify="left", box=SIMPLE_HEAD
+    )
     for heading in ("role", "epochs", "ops that can fire (chance, magnitude bin)"):
         table.add_column(heading)
     for role, segments in schedule.firing().roles.items():

@@ -1,17 +1,16 @@
 """The log: the truth of a search. One JSON record per line, on disk before it counts; one writer at a time."""
 
-import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rolekd_ray.errors import RunDirectoryError, StorageError
+from rolekd_ray.search.lock import take_lock
 
 LOG = "log.jsonl"
-LOCK = "writer.lock"
+LOCK = "log.lock"
 
 
 class Log:
@@ -24,22 +23,9 @@ class Log:
     """
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = take_lock(folder / LOCK)
         self.path = folder / LOG
-        self._lock = open(folder / LOCK, "a+")  # noqa: SIM115 - held until close; the kernel frees it on any death
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            writer = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            raise RunDirectoryError(
-                f"{folder}: another process is writing this run ({writer}); expected none. Wait for it, or stop it."
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
-        self._file = open(self.path, "ab")  # noqa: SIM115 - as above
+        self._file = open(self.path, "ab")  # noqa: SIM115 - open until close
         whole = sum(len(line) for line in _whole_lines(self.path))
         os.truncate(self.path, whole)
 

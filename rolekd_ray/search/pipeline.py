@@ -5,7 +5,6 @@ Every stage finds what an earlier try left behind and goes on from there, so `re
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from rolekd_ray.config import Settings
-from rolekd_ray.errors import RunDirectoryError
+from rolekd_ray.errors import ConfigError, RunDirectoryError
 from rolekd_ray.files import write_atomically
 from rolekd_ray.policy.lineage import schedule_of
 from rolekd_ray.policy.population import Population
@@ -23,6 +22,7 @@ from rolekd_ray.reporting.history import History
 from rolekd_ray.reporting.tensorboard import TensorBoard
 from rolekd_ray.roles import Role
 from rolekd_ray.search.evaluation import evaluate_checkpoint
+from rolekd_ray.search.lock import take_lock
 from rolekd_ray.search.log import LOG, read_log
 from rolekd_ray.search.population_search import best_state, search_population
 from rolekd_ray.search.run_directory import RunDirectory
@@ -52,25 +52,41 @@ class Pipeline:
         self.run, self.local, self.console = run, local, console
         self.settings = run.settings()
 
-    def execute(self, verb: str) -> Outcome:
+    def execute(self, verb: str, *, epochs: int | None = None) -> Outcome:
         """Do what the run was started for: `search`, or `run`, which adds final trainings and evaluation.
 
+        Args:
+            verb: `search` or `run`.
+            epochs: prolong the (student's) search to this length; None: as the settings say.
+
         Raises:
-            RolekdError: what went wrong; `resume` can go on from there.
+            RunDirectoryError: another process is writing the run.
+            RolekdError: what else went wrong; `resume` can go on from there.
         """
-        if self.local:
-            session = nullcontext()
-        else:
+        with take_lock(self.run.path / "run.lock"):
+            if epochs is not None:
+                self._prolong(epochs)
+            if self.local:
+                return self._execute(verb)
             from rolekd_ray.search.cluster import ray_session, slot_count
 
-            session = ray_session()
-        with session:
-            if not self.local:
+            with ray_session():
                 slot_count(self.settings.slots, self.settings.search.population_size)  # refuse before any training
-            outcome = self.search()
-            if verb == "run":
-                outcome.rows = self.finish(outcome.schedule)
+                return self._execute(verb)
+
+    def _execute(self, verb: str) -> Outcome:
+        outcome = self.search()
+        if verb == "run":
+            outcome.rows = self.finish(outcome.schedule)
         return outcome
+
+    def _prolong(self, epochs: int) -> None:
+        least = self.settings.search.epochs
+        if epochs < least:
+            raise ConfigError(f"--epochs: got {epochs}; expected at least {least}, the run's goal")
+        search = self.settings.search.model_copy(update={"epochs": epochs})
+        self.settings = self.settings.model_copy(update={"search": search})
+        self.run.set_settings(self.settings)
 
     def search(self) -> Outcome:
         """Search schedules by the protocol; write `best/schedule.yaml`."""
