@@ -8,6 +8,12 @@ from typing import Any
 
 from rolekd_ray.errors import InputError
 
+_SHORT_FLOAT = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: aside first, then renamed over `path`; on disk when this returns."""
@@ -54,7 +60,8 @@ def parse_yaml(text: str, *, where: str, error: type[InputError] = InputError) -
         pass
 
     def mapping(loader, node, deep=False):
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # `<<: *base`
+        keys = [loader.construct_object(key, deep=True) for key in own]
         twice = {repr(key) for key in keys if keys.count(key) > 1}
         if twice:
             raise yaml.MarkedYAMLError(
@@ -63,9 +70,7 @@ def parse_yaml(text: str, *, where: str, error: type[InputError] = InputError) -
         return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
     Loader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: mapping(loader, node, deep=True))
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
+    Loader.add_implicit_resolver(*_SHORT_FLOAT)
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as problem:
@@ -79,7 +84,11 @@ def read_yaml(path: Path, error: type[InputError] = InputError) -> Any:
 
 
 def dump_yaml(data: object) -> str:
-    """Return YAML text in the order of the data, flow style for short leaves."""
+    """Return YAML text in the order of the data, flow style for short leaves; `parse_yaml` gives the data back."""
     import yaml
 
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_implicit_resolver(*_SHORT_FLOAT)  # so that the text "1e5" is quoted
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
