@@ -26,7 +26,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     """A frozen group of settings that knows no other keys than its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
@@ -177,9 +177,10 @@ def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
 
     Raises:
         ConfigError: with every problem found; unknown names come with the nearest known one.
+        SearchSpaceError: no file of `searchspaces/` has this name.
     """
     path = "quickstart" if path is None else path
-    file = Path(path) if Path(path).suffix or Path(path).exists() else find_searchspace(str(path))
+    file = Path(path) if Path(path).suffix or Path(path).is_file() else find_searchspace(str(path))
     data = read_yaml(file, ConfigError)
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: expected a mapping of sections, got {data!r}")
@@ -199,8 +200,9 @@ def parse_settings(data: Mapping[str, Any], *, where: str, name: str = "inline")
         settings = Settings.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         problems += list(dict.fromkeys(_worded(problem, where) for problem in error.errors()))
-    problems += _space_problems(data.get("space"), where)
-    if settings is not None:
+    space_problems = _space_problems(data.get("space"), where)
+    problems += space_problems
+    if settings is not None and not space_problems:
         problems += _name_problems(settings, where)
     if problems or settings is None:
         raise ConfigError(*problems)
@@ -231,9 +233,9 @@ def _space_problems(space: object, where: str) -> Sequence[str]:
         if isinstance(space, str):
             load_space(space)
         elif isinstance(space, dict):
-            parse_space(space, where=f"{where}: space")
+            parse_space(space, where="space")
     except SearchSpaceError as error:
-        return error.problems
+        return [f"{where}: {problem}" for problem in error.problems]
     return ()
 
 
@@ -249,17 +251,16 @@ def _name_problems(settings: Settings, where: str) -> list[str]:
 
 def _worded(problem: Any, where: str) -> str:
     """Turn one pydantic error into the project's form."""
-    # pydantic names the tried alternatives of a union in the location: `slots.count.literal['auto']`
-    location = [str(part) for part in problem["loc"] if not re.search(r"[\[(-]|^(str|int)$", str(part))]
-    key = ".".join(location)
     if problem["type"] == "extra_forbidden":
+        *parents, unknown = map(str, problem["loc"])
         section: type[BaseModel] = Settings
-        for part in location[:-1]:
+        for part in parents:
             section = section.model_fields[part].annotation  # type: ignore[assignment]
-        return unknown_name(
-            f"{where}: {'.'.join(location[:-1])}".rstrip(": "), "key", location[-1], section.model_fields
-        )
-    rule = problem["msg"].removeprefix("Value error, ")
+        return unknown_name(f"{where}: {'.'.join(parents)}".rstrip(": "), "key", unknown, section.model_fields)
+    # pydantic names the tried alternatives of a union in the location: `slots.count.literal['auto']`
+    alternative = re.compile(r"literal\[.*\]|constrained-\w+|dict\[.*\]|str|int")
+    key = ".".join(part for part in map(str, problem["loc"]) if not alternative.fullmatch(part))
+    rule = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if not key:
         return f"{where}: {rule}"
     hint = ""
