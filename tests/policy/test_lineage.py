@@ -1,5 +1,6 @@
 """Who descends from whom: histories written by hand, and what holds for every history."""
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -114,7 +115,7 @@ def test_schedules_are_the_policies_that_the_networks_lived_under(seed, synchron
         assert epoch == 0
         for role in roles:
             policies = [segment.policy for segment in schedule.roles[role]]
-            assert all(a != b for a, b in zip(policies, policies[1:])), "neighbours differ"
+            assert all(a != b for a, b in pairwise(policies)), "neighbours differ"
 
 
 def test_a_schedule_needs_a_job():
