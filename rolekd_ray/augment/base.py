@@ -62,12 +62,12 @@ class BaseAugmentation:
     def _cropped(self, images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
         """Return images, some mirrored, moved by their offsets; what comes in from outside them is arbitrary."""
         count, height = len(images), images.shape[-2]
-        each = torch.arange(count, device=images.device)
+        sources, each = [images], torch.arange(count, device=images.device)
         if self.flip:
-            images = torch.cat([images, images.index_select(0, mirrored.nonzero()[:, 0]).flip(-1)])
+            sources.append(images.index_select(0, mirrored.nonzero()[:, 0]).flip(-1))
             each = torch.where(mirrored, mirrored.cumsum(0) + (count - 1), each)
         rows = (torch.arange(height, device=images.device) + offsets[:, :1]).clamp_(0, height - 1)
-        return row_runs(images, each, rows, offsets[:, 1:], self.crop_padding_pixels)
+        return row_runs(sources, each, rows, offsets[:, 1:], self.crop_padding_pixels)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return (images / 255 - mean) / std as float32, shape as given; what evaluation uses."""

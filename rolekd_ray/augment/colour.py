@@ -20,7 +20,8 @@ def brightness(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -
 def contrast(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Move values away from the image's mean grey by the factor (N,). Source: `adjust_contrast`."""
     values = images.float()
-    mean = _grey(values).double().mean(dim=(1, 2, 3))  # exact in float64, in any order
+    # Exact in any order: a row's sum of whole numbers in float32, the rows' in float64.
+    mean = _grey(values).sum(3).double().mean(dim=(1, 2)).div_(images.shape[3])
     rest = mean.float() * (1 - factors.double()).float()
     return _bytes(values.mul_(_column(factors)).add_(_column(rest)))
 
@@ -73,17 +74,17 @@ def solarize(images: Tensor, thresholds: Tensor, centres: Tensor, fill: Tensor) 
 
 def equalize(images: Tensor, magnitudes: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Spread each channel's values so that all are about as frequent. Source: `equalize`, which is Pillow's."""
-    planes = images.flatten(0, 1).flatten(1)
-    count, pixels = planes.shape
-    first = torch.arange(0, count * 256, 256, dtype=torch.int32, device=images.device)[:, None]
-    places = (planes + first).long().view(-1)
+    count, pixels = images.shape[0] * images.shape[1], images.shape[2] * images.shape[3]
+    planes = images.reshape(count, pixels)
+    first = torch.arange(0, count * 256, 256, device=images.device).unsqueeze(1)
+    places = planes.long().add_(first).view(-1)
     histogram = torch.bincount(places, minlength=count * 256).view(count, 256)
     most = histogram.gather(1, planes.amax(1, keepdim=True).long())
     step = (pixels - most) // 255
-    # In float64, for integer division is slow; exact.
-    table = (histogram.cumsum(1).sub_(histogram) + step // 2).double().div_(step.clamp(min=1)).clamp_(max=255)
-    flat = (step[:, 0] == 0).nonzero()[:, 0]  # so few other values that they stay as they are
-    table.index_copy_(0, flat, torch.arange(256.0, dtype=table.dtype, device=table.device).expand(len(flat), -1))
+    # In float32, for integer division is slow; exact below 2^23 pixels.
+    histogram, half, divisor = histogram.float(), (step // 2).float(), step.clamp(min=1).float()
+    table = histogram.cumsum(1).sub_(histogram).add_(half).div_(divisor).clamp_(max=255)
+    table = torch.where(step > 0, table, torch.arange(256, dtype=table.dtype, device=table.device))
     return table.to(torch.uint8).view(-1).gather(0, places).view(images.shape)
 
 

@@ -5,6 +5,7 @@ may be float64: a slope such as 0.27 then meets Pillow's rounding exactly.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,12 +32,14 @@ def turned(images: Tensor, magnitudes: Tensor, fill: Tensor) -> Tensor:
     count, channels, height, width = images.shape
     degrees, slope = magnitudes.double().unbind(1)
     angle = degrees * (-math.pi / 180)
-    cos, sin = angle.cos().round(decimals=15), angle.sin().round(decimals=15)  # as Pillow: right angles are exact
+    cos, sin = torch.stack([angle.cos(), angle.sin()]).round(decimals=15)  # as Pillow: right angles are exact
     x, y = width / 2, height / 2
-    columns = _coordinates(cos, sin, cos * -x + sin * -y + x, height, width).clamp_(-1, width)
-    rows = _coordinates(slope - sin, cos, sin * x + cos * -y + y, height, width).clamp_(-1, height)
-    places = rows.mul_(width + 2).add_(columns).add_(width + 3).long()  # in the source with a border of one pixel
-    places = places.view(count, 1, height * width).expand(-1, channels, -1)
+    down = slope - sin
+    start_x, start_y = cos * -x + sin * -y + x, sin * x + cos * -y + y
+    start_x, start_y = start_x + cos * 0.5 + sin * 0.5, start_y + down * 0.5 + cos * 0.5  # centres of pixels
+    places = _coordinates(torch.stack([cos, down, sin, cos, start_x, start_y]).view(3, 2, count), height, width)
+    columns, rows = places[0].clamp_(0, width + 1), places[1].clamp_(0, height + 1)
+    places = columns.add_(rows, alpha=width + 2).long().view(count, 1, height * width).expand(-1, channels, -1)
     return _bordered(images, fill).flatten(2).gather(2, places).view(images.shape)
 
 
@@ -54,26 +57,28 @@ def shifted(images: Tensor, magnitudes: Tensor, fill: Tensor) -> Tensor:
     Source: PBA, `AFFINE (1, slope, pixels, 0, 1, pixels)`.
     """
     height, width = images.shape[-2:]
-    left, up, slope = magnitudes.double()[:, :, None].unbind(1)
+    left, up, slope = magnitudes.double().unbind(1)
+    steps = _fixed(torch.stack([slope, left + slope * 0.5 + 0.5, up + 0.5])).unsqueeze(2)
     y = torch.arange(height, device=images.device)
-    rows = y + (_fixed(up + 0.5) >> _FRACTION_BITS)
-    shifts = (_fixed(slope) * y + _fixed(left + 0.5 + slope * 0.5)) >> _FRACTION_BITS
+    rows = (steps[2] >> _FRACTION_BITS) + y
     inside = rows.clamp(0, height - 1)
-    shifts = torch.where(rows == inside, shifts.clamp_(-width, width), width)
+    shifts = ((steps[0] * y).add_(steps[1]) >> _FRACTION_BITS).clamp_(-width, width)
+    shifts = torch.where(rows == inside, shifts, width)
     # A row's mask is a window on a row of ones between two empty ones.
     line = pad(images.new_full((width,), 255), (width, width))
     kept = _windows(line, width).index_select(0, (shifts + width).view(-1)).view(-1, 1, height, width)
     each = torch.arange(len(images), device=images.device)
-    return row_runs(images, each, inside, shifts, width).bitwise_and_(kept).bitwise_or_(fill.view(-1, 1, 1) & ~kept)
+    moved = row_runs([images], each, inside, shifts, width)
+    return moved.bitwise_and_(kept).bitwise_or_(fill.view(-1, 1, 1) & kept.bitwise_not_())
 
 
-def row_runs(images: Tensor, chosen: Tensor, rows: Tensor, shifts: Tensor, guard: int) -> Tensor:
+def row_runs(sources: Sequence[Tensor], chosen: Tensor, rows: Tensor, shifts: Tensor, guard: int) -> Tensor:
     """Return images put together from rows of others, each read from some pixels further on.
 
     A row of the result is a run of bytes of the source: copying runs is several times cheaper than gathering pixels.
 
     Args:
-        images: (M, C, H, W) uint8.
+        sources: (M, C, H, W) uint8 each, counted on from one to the next.
         chosen: which image each result is made from, (N,) int64.
         rows: which of its rows, 0 … H - 1, (N, H) int64.
         shifts: pixels to the right of the row's start at which to begin, (N, H) or (N, 1) int64.
@@ -82,11 +87,11 @@ def row_runs(images: Tensor, chosen: Tensor, rows: Tensor, shifts: Tensor, guard
     Returns:
         (N, C, H, W) uint8; where a shift leaves the row, arbitrary values.
     """
-    channels, height, width = images.shape[1:]
-    ends = images.new_zeros(guard)
-    source = torch.cat([ends, images.reshape(-1), ends])
-    planes = (chosen[:, None] * channels + torch.arange(channels, device=images.device)) * (height * width)
-    starts = planes[:, :, None] + (rows * width + (shifts + guard))[:, None]
+    channels, height, width = sources[0].shape[1:]
+    ends = sources[0].new_zeros(guard)
+    source = torch.cat([ends, *(images.reshape(-1) for images in sources), ends])
+    planes = (chosen * channels).unsqueeze(1) + torch.arange(channels, device=chosen.device)
+    starts = (planes * (height * width)).unsqueeze(2) + (rows * width).add_(shifts + guard).unsqueeze(1)
     return _windows(source, width).index_select(0, starts.view(-1)).view(-1, channels, height, width)
 
 
@@ -99,18 +104,21 @@ def _fixed(values: Tensor) -> Tensor:
     return (values * (1 << _FRACTION_BITS) + 0.5).floor_().long()
 
 
-def _coordinates(by_x: Tensor, by_y: Tensor, start: Tensor, height: int, width: int) -> Tensor:
-    """Return floor(start + (x + 1/2) by_x + (y + 1/2) by_y), (N, H, W) int32, in Pillow's fixed point."""
-    steps = _fixed(torch.stack([by_x, by_y, start + by_x * 0.5 + by_y * 0.5])).int()
-    by_x, by_y, start = steps[..., None, None].unbind(0)
-    columns = torch.arange(width, dtype=torch.int32, device=start.device)
-    rows = torch.arange(height, dtype=torch.int32, device=start.device)[:, None]
-    return (columns * by_x + (rows * by_y).add_(start)).bitwise_right_shift_(_FRACTION_BITS)
+def _coordinates(steps: Tensor, height: int, width: int) -> Tensor:
+    """Return 1 + floor(start + x by_x + y by_y), (2, N, H, W) int32, in Pillow's fixed point.
+
+    `steps` holds by_x, by_y and start (3, 2, N) float64. 0 and below lie outside of the source.
+    """
+    by_x, by_y, start = _fixed(steps).int().view(*steps.shape, 1, 1)
+    columns = torch.arange(width, dtype=torch.int32, device=steps.device)
+    rows = torch.arange(height, dtype=torch.int32, device=steps.device).unsqueeze(1)
+    offsets = (rows * by_y).add_(start + (1 << _FRACTION_BITS))
+    return (columns * by_x + offsets).bitwise_right_shift_(_FRACTION_BITS)
 
 
 def _bordered(images: Tensor, fill: Tensor) -> Tensor:
-    bordered = pad(images, (1, 1, 1, 1))
-    colour = fill[:, None]
-    bordered[:, :, 0], bordered[:, :, -1] = colour, colour
-    bordered[..., 0], bordered[..., -1] = colour, colour
+    """Return images with a border of one pixel."""
+    count, channels, height, width = images.shape
+    bordered = fill.view(-1, 1, 1).expand(count, channels, height + 2, width + 2).contiguous()
+    bordered[:, :, 1:-1, 1:-1] = images
     return bordered
