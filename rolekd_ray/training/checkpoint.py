@@ -23,7 +23,8 @@ from rolekd_ray.errors import CheckpointError, StorageError
 
 FORMAT = "rolekd.checkpoint/1"
 TENSORS, DESCRIPTION = "tensors.safetensors", "checkpoint.json"
-_TENSOR_MARK = "__tensor__"
+_OWN_CHECKSUM = "own_crc32"
+_TENSOR_MARK = "#tensor"  # text keys that begin with # are saved with a second one: no key of a tree can be this
 
 
 def save_checkpoint(folder: Path, tree: Mapping[str, Any], description: Mapping[str, Any]) -> None:
@@ -41,23 +42,31 @@ def save_checkpoint(folder: Path, tree: Mapping[str, Any], description: Mapping[
     tensors: dict[str, Tensor] = {}
     skeleton = _without_tensors(tree, "", tensors)
     data = save_tensors(tensors)
-    text = json.dumps(
-        {"format": FORMAT, "description": description, "tree": skeleton, "size": len(data), "crc32": zlib.crc32(data)}
-    )
+    content = {
+        "format": FORMAT,
+        "description": description,
+        "tree": skeleton,
+        "size": len(data),
+        "crc32": zlib.crc32(data),
+    }
+    text = json.dumps(content | {_OWN_CHECKSUM: _checksum(content)})
     aside = folder.parent / f".{folder.name}.{uuid4().hex[:8]}"
+    replaced = aside.with_name(f"{aside.name}.old")
     try:
         aside.mkdir(parents=True)
-        for name, content in ((TENSORS, data), (DESCRIPTION, text.encode())):
+        for name, part in ((TENSORS, data), (DESCRIPTION, text.encode())):
             with open(aside / name, "wb") as file:
-                file.write(content)
+                file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)  # only finished networks are ever written twice, never a member's state
+        if folder.is_dir() and not folder.is_symlink():
+            os.replace(folder, replaced)  # a folder can only be renamed over an empty one; deleting it takes longer
         os.replace(aside, folder)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise StorageError(f"{folder}: cannot write the checkpoint ({len(data):,} bytes): {error.strerror}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         tensors = load_tensors(data)
         return _with_tensors(content["tree"], tensors), content["description"]
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: damaged: {error}") from error
 
 
@@ -101,24 +110,34 @@ def _read_json(folder: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: not a checkpoint, {DESCRIPTION} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         got = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{file}: format: got {got!r}; expected {FORMAT!r}")
-    missing = {"description", "tree", "size", "crc32"} - content.keys()
+    missing = {"description", "tree", "size", "crc32", _OWN_CHECKSUM} - content.keys()
     if missing:
         raise CheckpointError(f"{file}: damaged, lacks {', '.join(sorted(missing))}")
+    expected = content.pop(_OWN_CHECKSUM)
+    if _checksum(content) != expected:
+        raise CheckpointError(f"{file}: damaged: its content does not have the checksum that it names")
     return content
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of plain data's JSON text; reading the text and writing it again gives the same."""
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Move tensors out of a tree; whole-number keys (optimiser state) become marked text."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().to("cpu", memory_format=torch.contiguous_format).clone()
+        while path in tensors:  # {"a/b": ..., "a": {"b": ...}}
+            path += "'"
+        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {_TENSOR_MARK: path}
     if isinstance(value, Mapping):
-        keyed = {f"#{key}" if isinstance(key, int) else str(key): item for key, item in value.items()}
+        keyed = {_marked(key): item for key, item in value.items()}
         return {key: _without_tensors(item, f"{path}/{key}".lstrip("/"), tensors) for key, item in keyed.items()}
     if isinstance(value, list | tuple):
         return [_without_tensors(item, f"{path}/{i}".lstrip("/"), tensors) for i, item in enumerate(value)]
@@ -130,7 +149,18 @@ def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if value.keys() == {_TENSOR_MARK}:
             return tensors[value[_TENSOR_MARK]]
-        return {int(k[1:]) if k.startswith("#") else k: _with_tensors(item, tensors) for k, item in value.items()}
+        return {_unmarked(key): _with_tensors(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
         return [_with_tensors(item, tensors) for item in value]
     return value
+
+
+def _marked(key: str | int) -> str:
+    assert isinstance(key, str | int) and not isinstance(key, bool), f"cannot save the key {key!r}"
+    return f"#{key}" if isinstance(key, int) or key.startswith("#") else str(key)
+
+
+def _unmarked(key: str) -> str | int:
+    if key.startswith("##"):
+        return key[1:]
+    return int(key[1:]) if key.startswith("#") else key
