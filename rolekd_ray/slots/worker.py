@@ -12,10 +12,10 @@ from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.population import Job
 from rolekd_ray.roles import Role
 from rolekd_ray.slots.interface import Task
-from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
+from rolekd_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
-from rolekd_ray.training.evaluation import evaluate
+from rolekd_ray.training.evaluation import check_finite, evaluate
 from rolekd_ray.training.learner import Learner, new_learner
 from rolekd_ray.training.networks import describe_networks, load_network
 
@@ -55,6 +55,7 @@ class TrainingWorker:
         )
         trained = time.perf_counter()
         metrics = losses | self._validate(learner)
+        check_finite(metrics, f"{job.state}: epoch {job.end_epoch - 1}")  # the last step may have broken the weights
         metrics |= {
             "load_seconds": loaded - started,
             "train_seconds": trained - loaded,
@@ -68,10 +69,10 @@ class TrainingWorker:
     def _stored_metrics(self, folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
         """Return the metrics of this very job if an earlier try finished it: a score that was never logged."""
         try:
-            description = read_description(folder)
-            return description["metrics"] if description["job"] == job else None
+            _, description = load_checkpoint(folder)  # all of it: a score counts only if its state can be gone on from
         except CheckpointError:
             return None
+        return description["metrics"] if description.get("job") == job else None
 
     def _learner(self, job: Job) -> Learner:
         """Return the networks the job starts from, built anew: nothing of another member can leak into them."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,12 @@ from rolekd_ray.augment.randomness import stream_key
 from rolekd_ray.config import Settings
 from rolekd_ray.distill.losses import Outputs, weighted_loss
 from rolekd_ray.distill.views import network_views
-from rolekd_ray.errors import TrainingError
 from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
 from rolekd_ray.training.data import TrainingData
+from rolekd_ray.training.evaluation import check_finite
 from rolekd_ray.training.learner import Learner, learning_rate_factor
 from rolekd_ray.training.precision import autocast, compute_dtype
 from rolekd_ray.training.views import Views
@@ -91,9 +90,7 @@ class Trainer:
                         name = f"{role}/{name}"
                         sums[name] = sums[name] + value if name in sums else value
         means = {name: (value / len(batches)).item() for name, value in sums.items()}
-        broken = [f"{name} {value}" for name, value in means.items() if not isfinite(value)]
-        if broken:
-            raise TrainingError(f"{stream}: epoch {epoch}: loss is not finite: {', '.join(broken)}")
+        check_finite(means, f"{stream}: epoch {epoch}")
         return means
 
     def _batches(self, key: int) -> list[Tensor]:

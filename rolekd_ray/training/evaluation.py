@@ -1,11 +1,14 @@
 """How good a network is on images nobody trained on."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rolekd_ray.errors import TrainingError
 from rolekd_ray.training.precision import autocast
 from rolekd_ray.training.views import Views
 
@@ -56,7 +59,8 @@ def score(logits: Tensor, labels: Tensor) -> Evaluation:
     """
     confidence, predicted = logits.softmax(1).max(1)
     right = (predicted == labels).float()
-    bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    # From below too: a confidence that is not a number must end as a loss that is none, not as an impossible index
+    bins = (confidence * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
     gaps = torch.zeros(CALIBRATION_BINS, device=logits.device).index_add_(0, bins, right - confidence)
     return Evaluation(
         accuracy=right.mean().item(),
@@ -64,6 +68,17 @@ def score(logits: Tensor, labels: Tensor) -> Evaluation:
         calibration_error=(gaps.abs().sum() / len(labels)).item(),
         images=len(labels),
     )
+
+
+def check_finite(values: Mapping[str, float], where: str) -> None:
+    """Check losses and metrics by name.
+
+    Raises:
+        TrainingError: some are not finite; names them.
+    """
+    broken = [f"{name} {value}" for name, value in values.items() if not isfinite(value)]
+    if broken:
+        raise TrainingError(f"{where}: loss is not finite: {', '.join(broken)}")
 
 
 def agreement(logits: Tensor, other: Tensor) -> float:

@@ -16,7 +16,7 @@ from rolekd_ray.roles import Role
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
-from rolekd_ray.training.evaluation import evaluate
+from rolekd_ray.training.evaluation import check_finite, evaluate
 from rolekd_ray.training.learner import Learner, new_learner
 from rolekd_ray.training.networks import describe_networks, load_network
 
@@ -55,7 +55,7 @@ class FinalTraining:
     def finished(self, plan: dict[str, Any]) -> dict[str, Any] | None:
         """Return the metrics of a checkpoint that this very plan led to; None if there is none."""
         try:
-            description = read_description(self.folder)
+            _, description = load_checkpoint(self.folder)  # all of it: a damaged one is not finished
         except CheckpointError:
             return None
         return description["metrics"] if description.get("plan") == plan else None
@@ -101,6 +101,7 @@ def train_final(training: FinalTraining) -> dict[str, Any]:
         trainer.views,
         dtype=trainer.dtype,
     )
+    check_finite(found.to_dict(), f"final {training.role}: epoch {training.epochs - 1}")
     metrics = {f"validation_{name}": value for name, value in found.to_dict().items()} | {"seconds": seconds}
     models = {training.role: training.settings.network(training.role).model}
     description = describe_networks(models, data.image_set, data.statistics, training.settings.data)
@@ -131,7 +132,7 @@ def _begin(
     seconds = 0.0
     try:
         tree, description = load_checkpoint(_partial(training))
-        if description["plan"] == plan:
+        if description.get("plan") == plan:
             learner.load(tree, where=str(_partial(training)))
             seconds = description["seconds"]
     except CheckpointError:

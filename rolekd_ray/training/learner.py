@@ -39,8 +39,11 @@ class Learner:
         """Take over a saved tree; every value this learner held is replaced.
 
         Raises:
-            CheckpointError: it was saved for other networks.
+            CheckpointError: it was saved for other networks, or is no learner's tree.
         """
+        missing = {"epoch", "networks", "optimizers"} - tree.keys()
+        if missing:
+            raise CheckpointError(f"{where}: not a training's state, lacks {', '.join(sorted(missing))}")
         if tree["networks"].keys() != set(map(str, self.networks)):
             held, wanted = sorted(tree["networks"]), sorted(map(str, self.networks))
             raise CheckpointError(f"{where}: holds networks of {held}; expected {wanted}")
