@@ -12,9 +12,6 @@ from rolekd_ray.config import SlotSettings
 from rolekd_ray.errors import ConfigError
 from rolekd_ray.search.member import NAMESPACE
 
-MEMBER_BYTES = 120 * 2**20
-"""Memory that a member's trial reserves, about what its process takes; it reserves no CPU, for it only waits."""
-
 
 @contextmanager
 def ray_session() -> Iterator[None]:

@@ -10,7 +10,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from rolekd_ray.search.cluster import MEMBER_BYTES
+from rolekd_ray.search.member import MEMBER_BYTES
 from rolekd_ray.search.run_directory import PACKAGES, installed_version
 from rolekd_ray.training.precision import has_fast_bfloat16
 

@@ -4,8 +4,11 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune import PlacementGroupFactory
 
 NAMESPACE = "rolekd_ray"
+MEMBER_BYTES = 120 * 2**20
+"""What a proxy's process takes, about."""
 
 
 class Member(tune.Trainable):
@@ -14,6 +17,11 @@ class Member(tune.Trainable):
     The member's state lies in files that slots read and write, so a proxy that dies is replaced without loss and there
     is nothing for Tune to checkpoint.
     """
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """Reserve memory and no CPU: a proxy only waits, and slots may take every CPU there is."""
+        return PlacementGroupFactory([{"CPU": 0, "memory": MEMBER_BYTES}])
 
     def setup(self, config: dict[str, Any]) -> None:
         """Find the dispatcher."""

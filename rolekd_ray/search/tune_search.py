@@ -8,11 +8,11 @@ from uuid import uuid4
 
 import ray
 from ray import tune
-from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rolekd_ray.config import SearchSettings, SlotSettings
-from rolekd_ray.search.cluster import MEMBER_BYTES, slot_count
+from rolekd_ray.search.cluster import slot_count
 from rolekd_ray.search.dispatcher import Dispatcher
 from rolekd_ray.search.ledger import Ledger
 from rolekd_ray.search.member import Member
@@ -71,9 +71,8 @@ def _start_slots(count: int, settings: SlotSettings, make_worker: Callable[[], W
 
 def _tuner(ledger: Ledger, dispatcher: Any, name: str, members: list[int], search: SearchSettings) -> Tuner:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    trainable = tune.with_resources(Member, PlacementGroupFactory([{"CPU": 0, "memory": MEMBER_BYTES}]))
     return Tuner(
-        trainable,
+        Member,
         param_space={"member": tune.grid_search(members), "dispatcher": name},
         tune_config=TuneConfig(
             scheduler=PopulationScheduler(ledger, dispatcher),
