@@ -3,10 +3,12 @@
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rolekd_ray.errors import InputError
+from rolekd_ray.errors import InputError, StorageError
 
 _SHORT_FLOAT = (
     "tag:yaml.org,2002:float",
@@ -15,21 +17,39 @@ _SHORT_FLOAT = (
 )
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: aside first, then renamed over `path`; on disk when this returns."""
-    data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the path when the system refuses to write: disk full, read-only, not a folder.
+
+    Raises:
+        StorageError: in place of any OSError inside.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)  # mkstemp gives 0600; colleagues share run directories
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: aside first, then renamed over `path`; on disk when this returns.
+
+    Raises:
+        StorageError: it could not be written; what was there is still there.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o644)  # mkstemp gives 0600; colleagues share run directories
+            os.replace(aside, path)
+        except BaseException:
+            Path(aside).unlink(missing_ok=True)
+            raise
 
 
 def read_text(path: Path, error: type[InputError] = InputError) -> str:

@@ -48,9 +48,11 @@ def test_colleagues_may_read_it(tmp_path):
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(StorageError, match=r"folder: cannot be written: Is a directory"):
         write_atomically(tmp_path / "folder", "text")
-    assert os.listdir(tmp_path) == ["folder"]
+    with pytest.raises(StorageError, match=r"file/below: cannot be written: "):
+        write_atomically(tmp_path / "folder" / "file", "") or write_atomically(tmp_path / "folder/file/below", "text")
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == ["file"]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
@@ -60,7 +62,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # Python ignores the signal that comes with it
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(StorageError, match=r"file: cannot be written: File too large"):
             write_atomically(file, "x" * 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

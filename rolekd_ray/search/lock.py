@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from rolekd_ray.errors import RunDirectoryError
+from rolekd_ray.files import writing
 
 
 def take_lock(file: Path) -> IO[str]:
@@ -14,19 +15,22 @@ def take_lock(file: Path) -> IO[str]:
 
     Raises:
         RunDirectoryError: another process holds it; says which.
+        StorageError: the folder cannot be written, or its filesystem has no locks.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115 - held on purpose
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        writer = lock.read().strip() or "unknown"
-        lock.close()
-        raise RunDirectoryError(
-            f"{file.parent}: another process is writing this run ({writer}); expected none. Wait for it, or stop it."
-        ) from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115 - held on purpose
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            writer = lock.read().strip() or "unknown"
+            lock.close()
+            raise RunDirectoryError(
+                f"{file.parent}: another process is writing this run ({writer}); expected none. "
+                "Wait for it, or stop it."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
     return lock

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rolekd_ray.errors import RunDirectoryError, StorageError
+from rolekd_ray.errors import RunDirectoryError
+from rolekd_ray.files import writing
+from rolekd_ray.policy.population import FORMAT
 from rolekd_ray.search.lock import take_lock
 
 LOG = "log.jsonl"
@@ -25,9 +27,10 @@ class Log:
     def __init__(self, folder: Path):
         self._lock = take_lock(folder / LOCK)
         self.path = folder / LOG
-        self._file = open(self.path, "ab")  # noqa: SIM115 - open until close
-        whole = sum(len(line) for line in _whole_lines(self.path))
-        os.truncate(self.path, whole)
+        # No buffer: what a full disk refused must not be written later, when the record was given up
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open until close
+        self._size = sum(len(line) for line in _whole_lines(self.path))
+        os.truncate(self.path, self._size)
 
     def records(self) -> list[dict[str, Any]]:
         """Return all records so far."""
@@ -37,14 +40,19 @@ class Log:
         """Add a record; it is on disk when this returns.
 
         Raises:
-            StorageError: it could not be written.
+            StorageError: it could not be written; nothing of it is left.
         """
-        try:
-            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise StorageError(f"{self.path}: cannot append: {error.strerror}") from error
+        line = memoryview(json.dumps(record, allow_nan=False).encode() + b"\n")
+        with writing(self.path):
+            try:
+                written = 0
+                while written < len(line):
+                    written += self._file.write(line[written:])
+                os.fsync(self._file.fileno())
+            except OSError:
+                os.truncate(self.path, self._size)  # the next record must not stand behind a torn one
+                raise
+        self._size += len(line)
 
     def close(self) -> None:
         """Let another process write."""
@@ -56,7 +64,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a search's log; a torn last line does not count.
 
     Raises:
-        RunDirectoryError: there is no log, or a line inside is damaged.
+        RunDirectoryError: there is no log, a line inside is damaged, or it is of another format.
     """
     path = Path(folder) / LOG
     if not path.is_file():
@@ -64,10 +72,19 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(_whole_lines(path), start=1):
         try:
-            records.append(json.loads(line))
+            records.append(_record(line))
         except ValueError as error:
             raise RunDirectoryError(f"{path}: line {number}: damaged: {error}") from error
+    if records and records[0].get("format") != FORMAT:
+        raise RunDirectoryError(f"{path}: format: got {records[0].get('format')!r}; expected {FORMAT!r}")
     return records
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"got {record!r}; expected a record")
+    return record
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rolekd_ray.config import Settings, load_settings, settings_text
 from rolekd_ray.errors import RunDirectoryError
-from rolekd_ray.files import write_atomically
+from rolekd_ray.files import write_atomically, writing
 
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "environment.json", "results.json"
 PACKAGES = ("rolekd_ray", "ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy", "pillow")
@@ -64,16 +64,17 @@ def create_run(storage: Path, name: str | None, settings: Settings, *, verb: str
 
     Raises:
         RunDirectoryError: it exists.
+        StorageError: it cannot be made.
     """
     path = storage / (name or time.strftime("%Y%m%d-%H%M%S"))
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        raise RunDirectoryError(
-            f"{path}: exists; expected a new name. Go on with it by `rolekd resume {path}`, or choose another --name."
-        ) from None
-    except OSError as error:
-        raise RunDirectoryError(f"{path}: cannot be made: {error.strerror}") from error
+    with writing(path):
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise RunDirectoryError(
+                f"{path}: exists; expected a new name. Go on with it by `rolekd resume {path}`, or choose another "
+                "--name."
+            ) from None
     run = RunDirectory(path)
     run.set_settings(settings)
     write_atomically(path / ENVIRONMENT, json.dumps(environment(settings, verb), indent=2) + "\n")
