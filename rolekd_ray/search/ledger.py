@@ -4,11 +4,13 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
-from rolekd_ray.files import write_atomically
-from rolekd_ray.policy.population import FORMAT, Job, Perturbation, Population, Rule
+from rolekd_ray.files import write_atomically, writing
+from rolekd_ray.policy.population import FORMAT, Job, Perturbation, Population, Rule, state_name
 from rolekd_ray.search.log import Log
 
 LINEAGE = "lineage.jsonl"
@@ -48,12 +50,15 @@ class Ledger:
         observers: hear the past first (`scored` and `perturbed` are replayed), then what happens.
 
     Raises:
-        RunDirectoryError: another process is writing it.
+        RunDirectoryError: another process is writing it, or its log is damaged.
+        StorageError: it cannot be written. So may all methods.
     """
 
     def __init__(self, folder: Path, rule: Rule, observers: Sequence[Observer] = ()):
         self.folder, self.observers = folder, observers
         self._log = Log(folder)
+        for torn in (folder / STATES).glob(".*"):  # written aside by a slot that was killed
+            shutil.rmtree(torn, ignore_errors=True)
         records = self._log.records()
         if not records:
             records = [{"kind": "init", "format": FORMAT, "rule": rule.to_dict()}]
@@ -72,8 +77,14 @@ class Ledger:
         return self._log.path
 
     def score(self, job: Job, metrics: Mapping[str, Any]) -> None:
-        """Take the metrics of a finished interval, `score` among them; a second report of it is ignored."""
-        if not self.population.reported(job.member, job.generation):
+        """Take the metrics of a finished interval, `score` among them; a second report of it is ignored.
+
+        A member with a metric that is not finite is dropped: its networks have diverged.
+        """
+        wrong = {k: v for k, v in metrics.items() if isinstance(v, float) and not isfinite(v)}
+        if wrong:
+            self.drop(job.member, f"{job.state}: got {wrong}; expected finite metrics")
+        elif not self.population.reported(job.member, job.generation):
             self._append(
                 {
                     "kind": "score",
@@ -95,35 +106,42 @@ class Ledger:
         self._append({"kind": "extend", "epochs": epochs, "time": time.time()})
 
     def collect(self) -> None:
-        """Delete states that no coming interval can start from; those of the newest generation stay."""
-        oldest = min((self.population.newest[m] for m in self.population.live), default=0)
-        sources = {self.population.jobs[m, self.population.newest[m]].source for m in self.population.live}
+        """Delete states that no coming interval can start from; those that a longer search would start from stay."""
+        population = self.population
+        if not population.live:
+            return
+        oldest = min(population.newest[member] for member in population.live)  # nobody copies from before this again
+        needed = {state_name(m, g) for m, g in population.jobs if m in population.live and g >= oldest}
+        needed |= {job.source for job in map(population.ask, population.live) if job is not None and job.source}
         for state in (self.folder / STATES).glob("[0-9]*-[0-9]*"):
-            if int(state.name.split("-")[1]) < oldest and state.name not in sources:
+            if state.name not in needed:
                 shutil.rmtree(state, ignore_errors=True)
 
     def close(self) -> None:
-        """Close log and observers."""
-        for observer in self.observers:
-            observer.close()
-        self._log.close()
+        """Close log and observers, all of them even if one fails."""
+        with writing(self.folder), ExitStack() as stack:
+            stack.callback(self._log.close)
+            for observer in self.observers:
+                stack.callback(observer.close)
 
     def _append(self, record: dict[str, Any]) -> None:
         self._log.append(record)
         found = self._tell(record)
         if found:
-            with open(self.folder / LINEAGE, "a", encoding="utf-8") as file:
+            with writing(self.folder / LINEAGE), open(self.folder / LINEAGE, "a", encoding="utf-8") as file:
                 file.writelines(map(self._lineage_line, found))
 
     def _tell(self, record: Mapping[str, Any]) -> list[Perturbation]:
         found = self.population.tell(record)
-        for observer in self.observers:
-            if record["kind"] == "score":
-                observer.scored(self.population.jobs[record["member"], record["generation"]], record, self.population)
-            elif record["kind"] == "drop":
-                observer.dropped(record, self.population)
-            for perturbation in found:
-                observer.perturbed(perturbation, self.population)
+        with writing(self.folder):
+            for observer in self.observers:
+                if record["kind"] == "score":
+                    job = self.population.jobs[record["member"], record["generation"]]
+                    observer.scored(job, record, self.population)
+                elif record["kind"] == "drop":
+                    observer.dropped(record, self.population)
+                for perturbation in found:
+                    observer.perturbed(perturbation, self.population)
         return found
 
     def _lineage_line(self, perturbation: Perturbation) -> str:
