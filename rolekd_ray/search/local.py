@@ -6,15 +6,15 @@ from rolekd_ray.slots.interface import Worker
 
 
 def run_local(ledger: Ledger, worker: Worker) -> None:
-    """Train member after member until all live ones reached the goal; a member whose training fails is dropped."""
+    """Train interval after interval until all live members reached the goal; one whose training fails is dropped.
+
+    The least advanced member goes first, so a search that is gone on with has the order of one never stopped.
+    """
     population = ledger.population
-    while population.live and not population.finished:
-        for member in sorted(population.live):
-            job = population.ask(member)
-            if job is None:
-                continue
-            try:
-                ledger.score(job, worker.train(job))
-            except TrainingError as error:  # repeating it would give the same: an interval is a function of its job
-                ledger.drop(member, str(error))
+    while jobs := [job for member in population.live if (job := population.ask(member)) is not None]:
+        job = min(jobs, key=lambda job: (job.generation, job.member))
+        try:
+            ledger.score(job, worker.train(job))
+        except TrainingError as error:  # repeating it would give the same: an interval is a function of its job
+            ledger.drop(job.member, str(error))
         ledger.collect()

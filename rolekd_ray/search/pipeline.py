@@ -167,8 +167,8 @@ def schedule_so_far(run: RunDirectory) -> Schedule:
         return load_schedule(run.schedule)
     found = []
     for folder in (run.path / "teacher", run.path):
-        if (folder / LOG).is_file():
-            population = Population.replay(read_log(folder))
+        if (folder / LOG).is_file() and (records := read_log(folder)):
+            population = Population.replay(records)
             if population.scores:
                 found.append(schedule_of(population, *population.best()))
     if not found:
