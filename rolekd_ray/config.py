@@ -34,7 +34,7 @@ class DataSettings(Section):
 
     source: Literal["digits", "cifar10", "cifar100", "svhn", "fashion_mnist", "parquet", "image_folder"] = "digits"
     path: Path | None = None
-    """Folder of the dataset; a relative path is read from the current folder. Not used by `digits`."""
+    """Folder of the dataset. Not used by `digits`."""
     download: bool = False
     image_size: Annotated[int, Field(ge=8)] | None = None
     """Resize to this many pixels a side; None: images must be of one size."""
@@ -171,6 +171,8 @@ class Settings(Section):
 def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
     """Read a configuration file, apply `key=value` overrides, check everything.
 
+    Relative paths are those of the current folder; they come back absolute, so that a run can go on from any folder.
+
     Args:
         path: a YAML file, or the name of one in `searchspaces/`; None: `quickstart`.
         overrides: dotted keys with YAML values, e.g. `search.epochs=30`; the last one wins.
@@ -186,7 +188,7 @@ def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
         raise ConfigError(f"{file}: expected a mapping of sections, got {data!r}")
     for override in overrides:
         _apply_override(data, override)
-    return parse_settings(data, where=file.name, name=file.stem)
+    return _with_absolute_paths(parse_settings(data, where=file.name, name=file.stem))
 
 
 def parse_settings(data: Mapping[str, Any], *, where: str, name: str = "inline") -> Settings:
@@ -207,6 +209,16 @@ def parse_settings(data: Mapping[str, Any], *, where: str, name: str = "inline")
     if problems or settings is None:
         raise ConfigError(*problems)
     return settings
+
+
+def _with_absolute_paths(settings: Settings) -> Settings:
+    data, teacher = settings.data, settings.teacher
+    return settings.model_copy(
+        update={
+            "data": data.model_copy(update={"path": data.path and data.path.absolute()}),
+            "teacher": teacher.model_copy(update={"checkpoint": teacher.checkpoint and teacher.checkpoint.absolute()}),
+        }
+    )
 
 
 def settings_text(settings: Settings) -> str:

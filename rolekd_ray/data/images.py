@@ -48,25 +48,24 @@ class ImageSet:
         """
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
+    def statistics(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each channel over all pixels, float32 (C,), for pixels in 0..1.
+
+        `indices` (M,) int64 restricts it to some images, without copying them; None: all.
 
         Exact up to float32 rounding and so independent of the images' order: they come from a histogram of grey
         levels. The deviation is that of the population (divides by N); a constant channel's is given as 1, so that
         normalising by it cannot divide by zero.
         """
-        counts = torch.stack([_grey_levels(self.images[:, channel]) for channel in range(self.channels)]).double()
+        indices = torch.arange(len(self)) if indices is None else indices
+        counts = torch.zeros(self.channels, 256, dtype=torch.float64)
+        # In chunks: bincount widens its input to int64, eight bytes a pixel
+        for chunk in indices.split(1024):
+            for channel, levels in enumerate(self.images[chunk].unbind(1)):
+                counts[channel] += torch.bincount(levels.flatten(), minlength=256)
         chances = counts / counts.sum(1, keepdim=True)
         levels = torch.arange(256, dtype=torch.float64) / 255
         mean = chances @ levels
         variance = (chances * (levels - mean[:, None]) ** 2).sum(1)
         deviation = torch.where(variance > 0, variance.sqrt(), 1.0)
         return mean.float(), deviation.float()
-
-
-def _grey_levels(images: Tensor) -> Tensor:
-    # In chunks: bincount widens its input to int64, eight bytes a pixel.
-    chunks = images.split(1024)
-    return sum(
-        (torch.bincount(chunk.flatten(), minlength=256) for chunk in chunks), torch.zeros(256, dtype=torch.int64)
-    )

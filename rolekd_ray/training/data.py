@@ -29,7 +29,7 @@ class TrainingData:
         """Mean and standard deviation per channel, (C,) in 0..1, of all images that are not held out."""
         kept = torch.ones(len(self.image_set.labels), dtype=torch.bool)
         kept[self.validation] = False
-        return self.image_set.subset(kept.nonzero().flatten()).statistics()
+        return self.image_set.statistics(kept.nonzero().flatten())
 
 
 def open_training_data(settings: DataSettings, *, train: int | None) -> TrainingData:
