@@ -2,13 +2,13 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from rolekd_ray.files import write_atomically
 from rolekd_ray.policy.population import FORMAT, Job, Perturbation, Population, Rule
 from rolekd_ray.policy.space import OpSpec, ScalarSpec, SearchSpace
 from rolekd_ray.roles import Role
@@ -128,7 +128,11 @@ class HashWorker:
             if job.source is not None:
                 assert (self.states / job.source / "state.json").is_file(), f"{job.source} was deleted too early"
             self.trained.append(job.state)
-            write_atomically(file, json.dumps({"score": score_of(job), "epoch": job.end_epoch}))
+            aside = self.states / f".{job.state}"
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            (aside / file.name).write_text(json.dumps({"score": score_of(job), "epoch": job.end_epoch}))
+            aside.rename(file.parent)  # whole or not at all, whoever is killed; not brought to disk, to be fast
         if self.torn is not None:
             self.torn(job)
         return json.loads(file.read_text())
