@@ -35,6 +35,8 @@ class BaseAugmentation:
 
     def __call__(self, images: Tensor, indices: Tensor, *, seed: int, role: Role, epoch: int) -> Tensor:
         """Return the network's input (N, C, H, W) float32 from views (N, C, H, W) uint8; pure as an `Agent` is."""
+        if not len(images):
+            return self.normalise(images)
         result = torch.empty(images.shape, device=images.device)  # outside of inference mode: autograd saves it
         with torch.inference_mode():
             draws = uniforms(stream_key(seed, role, epoch, "base"), indices, 5)

@@ -22,7 +22,7 @@ def stream_key(*parts: object) -> int:
     Returns:
         A whole number in [0, 2^64), the same on every machine and in every process.
     """
-    text = "\x1f".join(str(part) for part in parts)
+    text = "".join(f"{part}\x1f" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
