@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from rolekd_ray.errors import InputError, TrainingError
 from rolekd_ray.policy.population import Job, Population, policies_to_dict
-from rolekd_ray.search.log import read_log
+from rolekd_ray.search.log import LogReader
 
 log = logging.getLogger(__name__)
 
@@ -26,22 +26,20 @@ class Dispatcher:
     """
 
     def __init__(self, folder: Path, slots: list[str], max_failures: int):
-        self.folder, self.max_failures = folder, max_failures
+        self.max_failures = max_failures
         # By name: handles among the arguments would tie a restart to the object store
         self.free: dict[Any, str | None] = {ray.get_actor(slot): None for slot in slots}  # slot -> state it holds
         self.waiting: list[tuple[str | None, asyncio.Future]] = []  # (state wanted, who gets the slot)
         self.running: dict[tuple[int, int], asyncio.Task] = {}
         self.fatal: InputError | None = None
-        records = read_log(folder)
-        self.population, self.records_read = Population.replay(records), len(records)
+        self.log = LogReader(folder)
+        self.population = Population.replay(self.log.read())
         self.changed = asyncio.Condition()
 
     async def refresh(self) -> None:
         """Read what was added to the log, start the intervals that it decided, wake who waits for one."""
-        records = read_log(self.folder)
-        for record in records[self.records_read :]:
+        for record in self.log.read():
             self.population.tell(record)
-        self.records_read = len(records)
         for job in filter(None, map(self.population.ask, sorted(self.population.live))):
             self._start(job)  # the member's trial may still be starting
         async with self.changed:

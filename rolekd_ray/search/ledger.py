@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
@@ -56,6 +56,7 @@ class Ledger:
 
     def __init__(self, folder: Path, rule: Rule, observers: Sequence[Observer] = ()):
         self.folder, self.observers = folder, observers
+        self.decided: Callable[[], object] = lambda: None  # called once a record counts, before slower observers
         self._log = Log(folder)
         for torn in (folder / STATES).glob(".*"):  # written aside by a slot that was killed
             shutil.rmtree(torn, ignore_errors=True)
@@ -126,6 +127,7 @@ class Ledger:
 
     def _append(self, record: dict[str, Any]) -> None:
         self._log.append(record)
+        self.decided()
         found = self._tell(record)
         if found:
             with writing(self.folder / LINEAGE), open(self.folder / LINEAGE, "a", encoding="utf-8") as file:

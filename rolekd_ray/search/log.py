@@ -60,24 +60,41 @@ class Log:
         self._lock.close()
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a search's log; a torn last line does not count.
+class LogReader:
+    """Reads a log while another process may be writing it; a last line that is not whole does not count yet.
 
     Raises:
-        RunDirectoryError: there is no log, a line inside is damaged, or it is of another format.
+        RunDirectoryError: there is no log.
     """
-    path = Path(folder) / LOG
-    if not path.is_file():
-        raise RunDirectoryError(f"{folder}: no {LOG}; expected a run directory")
-    records = []
-    for number, line in enumerate(_whole_lines(path), start=1):
-        try:
-            records.append(_record(line))
-        except ValueError as error:
-            raise RunDirectoryError(f"{path}: line {number}: damaged: {error}") from error
-    if records and records[0].get("format") != FORMAT:
-        raise RunDirectoryError(f"{path}: format: got {records[0].get('format')!r}; expected {FORMAT!r}")
-    return records
+
+    def __init__(self, folder: Path):
+        self.path = Path(folder) / LOG
+        self._offset = self._lines = 0
+        if not self.path.is_file():
+            raise RunDirectoryError(f"{folder}: no {LOG}; expected a run directory")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the records since the last call.
+
+        Raises:
+            RunDirectoryError: a line is damaged, or the log is of another format.
+        """
+        records = []
+        for line in _whole_lines(self.path, self._offset):
+            try:
+                record = _record(line)
+            except ValueError as error:
+                raise RunDirectoryError(f"{self.path}: line {self._lines + 1}: damaged: {error}") from error
+            if self._lines == 0 and record.get("format") != FORMAT:
+                raise RunDirectoryError(f"{self.path}: format: got {record.get('format')!r}; expected {FORMAT!r}")
+            self._offset, self._lines = self._offset + len(line), self._lines + 1
+            records.append(record)
+        return records
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Return all records of a search's log; see `LogReader`."""
+    return LogReader(folder).read()
 
 
 def _record(line: bytes) -> dict[str, Any]:
@@ -87,8 +104,9 @@ def _record(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
+def _whole_lines(path: Path, offset: int = 0) -> Iterator[bytes]:
     with open(path, "rb") as file:
+        file.seek(offset)
         for line in file:
             if line.endswith(b"\n"):
                 yield line

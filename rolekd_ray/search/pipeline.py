@@ -4,10 +4,11 @@ Every stage finds what an earlier try left behind and goes on from there, so `re
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -25,7 +26,8 @@ from rolekd_ray.search.evaluation import evaluate_checkpoint
 from rolekd_ray.search.lock import take_lock
 from rolekd_ray.search.log import LOG, read_log
 from rolekd_ray.search.population_search import best_state, search_population
-from rolekd_ray.search.run_directory import RunDirectory
+from rolekd_ray.search.preflight import check_inputs
+from rolekd_ray.search.run_directory import RunDirectory, create_run, open_run
 from rolekd_ray.training.final import FinalTraining, train_final
 
 
@@ -37,6 +39,48 @@ class Outcome:
     best_state: Path
     dropped: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def start_run(
+    settings: Settings,
+    *,
+    storage: Path = Path("runs"),
+    name: str | None = None,
+    verb: Literal["run", "search"] = "run",
+    local: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Start a run and see it through: `rolekd run` and `rolekd search` as a call.
+
+    Args:
+        settings: from `load_settings`.
+        storage: folder of run directories.
+        name: of the new one; None: the moment of the start.
+        verb: `search` for the population search alone.
+        local: everything in this process, without Ray.
+        console: where progress is shown; None: nowhere.
+
+    Raises:
+        InputError: settings, data, a given teacher or the run directory are wrong; nothing was written.
+        RolekdError: what went wrong later; `resume_run` can go on from there.
+    """
+    check_inputs(settings)
+    run = create_run(storage, name, settings, verb=verb)
+    return Pipeline(run, local=local, console=console or Console(quiet=True)).execute(verb)
+
+
+def resume_run(
+    path: Path, *, epochs: int | None = None, local: bool = False, console: Console | None = None
+) -> Outcome:
+    """Go on with a run after a stop or a crash, or prolong its search to `epochs`: `rolekd resume` as a call.
+
+    Raises:
+        RunDirectoryError: it is not a run directory, or another process is writing it.
+        RolekdError: what else went wrong.
+    """
+    run = open_run(path)
+    pipeline = Pipeline(run, local=local, console=console or Console(quiet=True))
+    return pipeline.execute(run.environment()["verb"], epochs=epochs)
 
 
 class Pipeline:
@@ -104,7 +148,7 @@ class Pipeline:
         """
         found, teacher = [], self.settings.teacher.checkpoint
         if teacher is None:
-            folder, teacher = self.run.path / "teacher", self.run.teacher
+            folder, teacher = self.run.path / "teacher", self.run.teacher.absolute()
             file = folder / "schedule.yaml"
             if not file.exists():
                 # A teacher's search keeps its own length: a prolonged run prolongs the student's search alone
@@ -125,8 +169,8 @@ class Pipeline:
 
     def finish(self, schedule: Schedule) -> list[dict[str, Any]]:
         """Train teacher and students to the end, evaluate them on validation and test, write `results.json`."""
-        best, settings = self.run.path / "best", self.settings
-        teacher = settings.teacher.checkpoint or self.run.teacher
+        best, settings = self.run.schedule.parent.absolute(), self.settings
+        teacher = settings.teacher.checkpoint or best / "teacher"
         if not teacher.exists():
             self.train([("teacher", FinalTraining(settings, Role.TEACHER, teacher, schedule.only(Role.TEACHER)))])
         student = Role.STUDENT
@@ -139,8 +183,11 @@ class Pipeline:
         }
         self.train(list(arms.items()))
         folders = {"teacher": teacher} | {name: arm.folder for name, arm in arms.items()}
-        rows = [{"network": name, "checkpoint": str(folder)} | evaluate_checkpoint(folder, settings.data)
-                for name, folder in folders.items()]  # fmt: skip
+        rows = [
+            {"network": name, "checkpoint": os.path.relpath(folder, self.run.path)}
+            | evaluate_checkpoint(folder, settings.data)
+            for name, folder in folders.items()
+        ]
         write_atomically(self.run.results, json.dumps(rows, indent=2) + "\n")
         return rows
 

@@ -62,7 +62,8 @@ def search_population(
     """
     from rolekd_ray.slots.worker import TrainingWorker  # lazily, as torch with it: dispatcher and members need neither
 
-    task = Task(settings, folder / STATES, roles, teacher, fixed)
+    # Absolute, for slots have working folders of their own
+    task = Task(settings, (folder / STATES).absolute(), roles, teacher and teacher.absolute(), fixed)
     ledger = Ledger(folder, rule_of(settings, roles), observers)
     try:
         population = ledger.population

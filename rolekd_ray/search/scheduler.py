@@ -17,7 +17,8 @@ class PopulationScheduler(FIFOScheduler):
 
     def __init__(self, ledger: Ledger, dispatcher: Any):
         super().__init__()
-        self.ledger, self.dispatcher = ledger, dispatcher
+        self.ledger = ledger
+        ledger.decided = lambda: dispatcher.refresh.remote()  # it reads the log and makes the same decision
         self.trials: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -34,19 +35,19 @@ class PopulationScheduler(FIFOScheduler):
         member, population = trial.config["member"], self.ledger.population
         if "failed" in result:
             self.ledger.drop(member, result["failed"])
-            self._announce()
             return TrialScheduler.STOP
         generation = result["generation"]
         before = dict(population.newest)
         # Tune hands rows over flattened: {"metrics": {"score": …}} arrives as {"metrics/score": …}
         metrics = {key.removeprefix("metrics/"): value for key, value in result.items() if key.startswith("metrics/")}
         self.ledger.score(population.jobs[member, generation], metrics)
-        self._announce()
-        for changed in (m for m in population.live if population.newest[m] != before[m] and m in self.trials):
-            job = population.jobs[changed, population.newest[changed]]
+        changed = [m for m in population.live if population.newest[m] != before[m]]
+        for other in filter(self.trials.__contains__, changed):
+            job = population.jobs[other, population.newest[other]]
             policies = policies_to_dict(job.policies, population.rule.space)
-            self.trials[changed].set_config({**self.trials[changed].config, "policies": policies, "donor": job.donor})
-        self.ledger.collect()
+            self.trials[other].set_config({**self.trials[other].config, "policies": policies, "donor": job.donor})
+        if changed:
+            self.ledger.collect()
         # Not by `done` in the row or a stop criterion: Tune would then not ask us, and the score would be lost
         return TrialScheduler.STOP if generation + 1 >= population.generations else TrialScheduler.CONTINUE
 
@@ -54,7 +55,3 @@ class PopulationScheduler(FIFOScheduler):
         """Drop a member whose proxy Tune gives up; Tune also calls this when it is about to restart the proxy."""
         if not trial.should_recover():
             self.ledger.drop(trial.config["member"], "its trial process died more often than max_failures allows")
-            self._announce()
-
-    def _announce(self) -> None:
-        self.dispatcher.refresh.remote()
