@@ -64,6 +64,6 @@ def cost(settings: Settings) -> str:
     slots = settings.slots
     what = f"{slots.cpus:g} CPUs" + (f" and {slots.gpus:g} GPUs" if slots.gpus else "")
     return (
-        f"{searches} searches of {search.population_size} members x {search.epochs} epochs "
+        f"{searches} search{'es' if searches > 1 else ''} of {search.population_size} members x {search.epochs} epochs "
         f"({search.population_size * intervals} intervals each), slots: {slots.count} of {what}"
     )

@@ -1,0 +1,90 @@
+"""What is refused before anything is written: names, data, a given teacher."""
+
+import pytest
+import torch
+
+from rolekd_ray.config import load_settings
+from rolekd_ray.errors import CheckpointError, ConfigError, DataError, InputError
+from rolekd_ray.roles import Role
+from rolekd_ray.search.preflight import check_inputs, check_names, cost
+from rolekd_ray.training.final import FinalTraining, train_final
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def settings(*overrides):
+    return load_settings("quickstart", overrides)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "cifar10_pba", "cifar10_reduced", "cifar100_rolekd"])
+def test_shipped_names_are_known(name):
+    check_names(load_settings(name))
+
+
+def test_all_unknown_names_are_reported_at_once_with_the_nearest():
+    wrong = settings(
+        "teacher.model=resnet21", "student.model=wrn_16_11x", "distill.losses={hintn: 1, cross_entropi: 1}"
+    )
+    with pytest.raises(ConfigError) as error:
+        check_names(wrong)
+    found = error.value.problems
+    assert [problem.split(";")[0] for problem in found] == [
+        "distill.losses: unknown loss 'hintn'",
+        "distill.losses: unknown loss 'cross_entropi'",
+        "teacher.model: network: unknown network 'resnet21'",
+        "student.model: network: unknown network 'wrn_16_11x'",
+    ]
+    hints = ["hinton", "cross_entropy", "resnet", "wrn_16_1"]
+    assert all(f"Did you mean '{hint}" in problem for hint, problem in zip(hints, found))
+
+
+def test_losses_must_weigh_something():
+    with pytest.raises(ConfigError, match=r"distill\.losses: got .*; expected at least one loss with a weight above 0"):
+        check_names(settings("distill.losses={hinton: 0}"))
+
+
+def test_right_inputs_give_the_training_data():
+    data = check_inputs(settings("data.train=100", "data.validation=50"))
+    assert (len(data.train), len(data.validation)) == (100, 50)
+    assert not set(data.train.tolist()) & set(data.validation.tolist())
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["data.train=1000000"], "1000000"),
+        (["final.train=1000000"], "1000000"),
+        (["data.validation=1000000"], "1000000"),
+        (["data.train=1"], "data.train: got 1 images; expected at least 2"),
+        (["data={source: parquet, path: nowhere}"], "nowhere"),
+        (["data={source: parquet}"], "path"),
+        (["teacher.model=squeezenet1_1"], "teacher.model: network 'squeezenet1_1': cannot take images of 8x8 pixels"),
+        (["teacher.model=resnet21"], "Did you mean 'resnet"),
+        (["teacher.checkpoint=nowhere"], "nowhere: no such checkpoint"),
+    ],
+)
+def test_wrong_inputs_are_refused_with_the_reason(overrides, words):
+    with pytest.raises(InputError) as error:
+        check_inputs(settings(*overrides))
+    assert words in str(error.value)
+    assert isinstance(error.value, ConfigError | DataError | CheckpointError)
+
+
+def test_a_given_teacher_must_be_the_network_that_is_named(tmp_path):
+    small = ["data.train=60", "data.validation=20", "teacher.model=resnet8", "search.epochs=1"]
+    train_final(FinalTraining(settings(*small, "final.train=60"), Role.TEACHER, tmp_path / "net"))
+    given = [*small, f"teacher.checkpoint={tmp_path / 'net'}"]
+    check_inputs(settings(*given))
+    with pytest.raises(CheckpointError, match="resnet14"):
+        check_inputs(settings(*given, "teacher.model=resnet14"))
+
+
+def test_the_cost_in_words():
+    size = ("search.population_size=8", "search.epochs=10", "search.perturbation_interval_epochs=3")
+    assert cost(settings(*size)) == "2 searches of 8 members x 10 epochs (32 intervals each), slots: auto of 1 CPUs"
+    text = cost(settings(*size, "search.protocol=coevolve", "slots={count: 3, cpus: 2, gpus: 0.5}"))
+    assert text == "1 search of 8 members x 10 epochs (32 intervals each), slots: 3 of 2 CPUs and 0.5 GPUs"
+    assert cost(settings("teacher.checkpoint=net")).startswith("1 search of ")
