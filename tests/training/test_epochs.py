@@ -180,11 +180,13 @@ def test_six_steps_against_a_plain_loop(digits, case):
     )
     start = {role: network.state_dict()["network.conv1.weight"].clone() for role, network in networks.items()}
     trainer.train(Learner(networks, optimizers), at, end_epoch=3, total_epochs=4, stream="somebody")
+    tolerance = 1e-6 if case == "teacher_clean" else 1e-10  # the clean view is float32, normalised in another order
     for role in roles:
         found, wanted = networks[role].state_dict(), expected[role].state_dict()
         assert (found["network.conv1.weight"] - start[role]).abs().max() > 1e-3  # it did learn something
         for name in wanted:
-            assert torch.allclose(found[name].double(), wanted[name].double(), rtol=1e-8, atol=1e-10), (role, name)
+            difference = (found[name].double() - wanted[name].double()).abs().max()
+            assert difference < tolerance, (role, name, difference)
 
 
 # ---- what a training is a function of
