@@ -54,7 +54,7 @@ class BaseAugmentation:
         rows = _inside(every, height).index_select(0, offsets[:, 0] + reach)
         columns = _inside(every, width).index_select(0, offsets[:, 1] + reach)
         if not self.cutout_pixels:
-            return rows[:, None, :, None] * columns[:, None, None]
+            return rows.view(-1, 1, height, 1) * columns.view(-1, 1, 1, width)
         cut_rows, cut_columns = square(centres, self.cutout_pixels, height, width)
         # A row is empty, whole or cut: copying one of three is cheaper than logic on all pixels.
         kinds = torch.stack([torch.zeros_like(columns), columns, columns * (1 - cut_columns)], dim=1)

@@ -11,6 +11,10 @@ from torch.nn.functional import pad
 
 from rolekd_ray.augment.randomness import below
 
+# Numbers as tensors: a float32 operation with a Python number spends as long again on converting the number.
+_RED, _GREEN, _BLUE, _THIRTEENTH = torch.tensor([0.2989, 0.587, 0.114, 1 / 13]).unbind()
+_HIGHEST_BITS = torch.tensor([256 - (1 << (8 - bits)) for bits in range(9)], dtype=torch.uint8)
+
 
 def brightness(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Multiply every value by the factor (N,): 0 is black, 1 the image. Source: `adjust_brightness`."""
@@ -22,7 +26,7 @@ def contrast(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> 
     values = images.float()
     # Exact in any order: a row's sum of whole numbers in float32, the rows' in float64.
     mean = _grey(values).sum(3).double().mean(dim=(1, 2)).div_(images.shape[3])
-    rest = mean.float() * (1 - factors.double()).float()
+    rest = mean.float() * _rest(factors).float()
     return _bytes(values.mul_(_column(factors)).add_(_column(rest)))
 
 
@@ -35,7 +39,7 @@ def color(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) -> Ten
     if images.shape[1] == 1:
         return images
     values = images.float()
-    rest = _grey(values).double() * _column(1 - factors.double()).double()
+    rest = _grey(values).double() * _column(_rest(factors)).double()
     return _bytes(values.mul_(_column(factors)).double().add_(rest).float())
 
 
@@ -52,23 +56,23 @@ def sharpness(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) ->
     change = torch.zeros_like(values)
     inner = torch.add(rows[: -2 * width], rows[width:-width], out=change.view(-1)[width + 1 : -width - 1])
     inner.add_(rows[2 * width :]).add_(middle, alpha=4)  # whole numbers: exact, fused or not
-    inner.mul_(1 / 13).round_().sub_(middle)  # a multiple of 1/13 is never half-way
-    strength = _column(1 - factors.double()) * pad(values.new_ones(height - 2, width - 2), (1, 1, 1, 1))
+    inner.mul_(_THIRTEENTH).round_().sub_(middle)  # a multiple of 1/13 is never half-way
+    strength = _column(_rest(factors)) * pad(values.new_ones(height - 2, width - 2), (1, 1, 1, 1))
     return _bytes(change.mul_(strength).add_(values))
 
 
 def posterize(images: Tensor, bits: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Keep the highest bits (N,), 0 to 8, of every value. Source: `posterize`."""
-    dropped = 8 - bits.round().clamp(0, 8).to(torch.int32)
-    return images & _column((256 - (1 << dropped)).to(torch.uint8), torch.uint8)
+    masks = _HIGHEST_BITS.to(bits.device).index_select(0, bits.round().clamp_(0, 8).long())
+    return images & masks.view(-1, 1, 1, 1)
 
 
 def solarize(images: Tensor, thresholds: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
     """Invert the values from the threshold (N,) up; 256 inverts none, 0 all. Source: `solarize`."""
-    lowest = thresholds.ceil().clamp(0, 256)
-    below = _column((lowest - 1).clamp_(min=0).to(torch.uint8), torch.uint8)
-    everything = _column((lowest == 0).to(torch.uint8), torch.uint8)
-    reached = torch.maximum(images, below).sub_(below).clamp_(max=1).bitwise_or_(everything)
+    lowest = thresholds.ceil().clamp_(0, 256)
+    under = (lowest - 1).clamp_(min=0).byte().view(-1, 1, 1, 1)
+    everything = (lowest == 0).byte().view(-1, 1, 1, 1)
+    reached = torch.maximum(images, under).sub_(under).clamp_(max=1).bitwise_or_(everything)
     return images ^ reached.neg_()  # -1 is a byte of ones
 
 
@@ -85,7 +89,7 @@ def equalize(images: Tensor, magnitudes: Tensor, centres: Tensor, fill: Tensor) 
     histogram, half, divisor = histogram.float(), (step // 2).float(), step.clamp(min=1).float()
     table = histogram.cumsum(1).sub_(histogram).add_(half).div_(divisor).clamp_(max=255)
     table = torch.where(step > 0, table, torch.arange(256, dtype=table.dtype, device=table.device))
-    return table.to(torch.uint8).view(-1).gather(0, places).view(images.shape)
+    return table.byte().view(-1).gather(0, places).view(images.shape)
 
 
 def auto_contrast(images: Tensor, magnitudes: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
@@ -107,8 +111,10 @@ def cutout(images: Tensor, pixels: Tensor, centres: Tensor, fill: Tensor) -> Ten
 
     As there, an odd side loses one pixel.
     """
-    rows, columns = square(centres, pixels[:, None], images.shape[-2], images.shape[-1])
-    inside = (rows[:, None, :, None] * columns[:, None, None, :]).to(torch.uint8).neg_()  # -1 is a byte of ones
+    rows, columns = square(centres, pixels.unsqueeze(1), images.shape[-2], images.shape[-1])
+    inside = (
+        (rows.view(-1, 1, images.shape[-2], 1) * columns.view(-1, 1, 1, images.shape[-1])).byte().neg_()
+    )  # -1 is a byte of ones
     return (images & ~inside).bitwise_or_(inside & fill.view(-1, 1, 1))
 
 
@@ -136,13 +142,18 @@ def _grey(values: Tensor) -> Tensor:
     if values.shape[1] == 1:
         return values
     red, green, blue = values.split(1, dim=1)
-    return (red * 0.2989).add_(green * 0.587).add_(blue * 0.114).floor_()
+    return (red * _RED).add_(green * _GREEN).add_(blue * _BLUE).floor_()
 
 
 def _bytes(values: Tensor) -> Tensor:
     # By way of int16: torch's direct float to uint8 conversion is not vectorised.
-    return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
+    return values.clamp_(0, 255).short().byte()
 
 
-def _column(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return values.to(dtype).view(-1, 1, 1, 1)
+def _rest(factors: Tensor) -> Tensor:
+    """Return 1 - factors, in float64 as Python has it in torchvision."""
+    return factors.double().neg().add_(1)
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.float().view(-1, 1, 1, 1)

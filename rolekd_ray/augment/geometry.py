@@ -34,10 +34,11 @@ def turned(images: Tensor, magnitudes: Tensor, fill: Tensor) -> Tensor:
     angle = degrees * (-math.pi / 180)
     cos, sin = torch.stack([angle.cos(), angle.sin()]).round(decimals=15)  # as Pillow: right angles are exact
     x, y = width / 2, height / 2
-    down = slope - sin
-    start_x, start_y = cos * -x + sin * -y + x, sin * x + cos * -y + y
-    start_x, start_y = start_x + cos * 0.5 + sin * 0.5, start_y + down * 0.5 + cos * 0.5  # centres of pixels
-    places = _coordinates(torch.stack([cos, down, sin, cos, start_x, start_y]).view(3, 2, count), height, width)
+    # Of the centre of pixel (0, 0), and one further: the source has a border of one pixel.
+    start_x = (cos * (0.5 - x)).add_(sin, alpha=0.5 - y).add_(x + 1)
+    start_y = (cos * (0.5 - y)).sub_(sin, alpha=0.5 - x).add_(slope, alpha=0.5).add_(y + 1)
+    steps = torch.stack([cos, slope - sin, sin, cos, start_x, start_y]).view(3, 2, count)
+    places = _coordinates(steps, height, width)
     columns, rows = places[0].clamp_(0, width + 1), places[1].clamp_(0, height + 1)
     places = columns.add_(rows, alpha=width + 2).long().view(count, 1, height * width).expand(-1, channels, -1)
     return _bordered(images, fill).flatten(2).gather(2, places).view(images.shape)
@@ -58,11 +59,12 @@ def shifted(images: Tensor, magnitudes: Tensor, fill: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     left, up, slope = magnitudes.double().unbind(1)
-    steps = _fixed(torch.stack([slope, left + slope * 0.5 + 0.5, up + 0.5])).unsqueeze(2)
+    steps = torch.stack([slope, torch.add(left, slope, alpha=0.5).add_(0.5), up + 0.5])
+    slope, left, up = _fixed(steps).long().unsqueeze(2).unbind()
     y = torch.arange(height, device=images.device)
-    rows = (steps[2] >> _FRACTION_BITS) + y
+    rows = (up >> _FRACTION_BITS) + y
     inside = rows.clamp(0, height - 1)
-    shifts = ((steps[0] * y).add_(steps[1]) >> _FRACTION_BITS).clamp_(-width, width)
+    shifts = (slope * y).add_(left).bitwise_right_shift_(_FRACTION_BITS).clamp_(-width, width)
     shifts = torch.where(rows == inside, shifts, width)
     # A row's mask is a window on a row of ones between two empty ones.
     line = pad(images.new_full((width,), 255), (width, width))
@@ -101,19 +103,18 @@ def _windows(line: Tensor, width: int) -> Tensor:
 
 
 def _fixed(values: Tensor) -> Tensor:
-    return (values * (1 << _FRACTION_BITS) + 0.5).floor_().long()
+    return values.mul_(1 << _FRACTION_BITS).add_(0.5).floor_()
 
 
 def _coordinates(steps: Tensor, height: int, width: int) -> Tensor:
-    """Return 1 + floor(start + x by_x + y by_y), (2, N, H, W) int32, in Pillow's fixed point.
+    """Return floor(start + x by_x + y by_y), (2, N, H, W) int32, in Pillow's fixed point.
 
-    `steps` holds by_x, by_y and start (3, 2, N) float64. 0 and below lie outside of the source.
+    `steps` holds by_x, by_y and start (3, 2, N) float64 and is overwritten.
     """
-    by_x, by_y, start = _fixed(steps).int().view(*steps.shape, 1, 1)
+    by_x, by_y, start = _fixed(steps).int().view(*steps.shape, 1, 1).unbind()
     columns = torch.arange(width, dtype=torch.int32, device=steps.device)
     rows = torch.arange(height, dtype=torch.int32, device=steps.device).unsqueeze(1)
-    offsets = (rows * by_y).add_(start + (1 << _FRACTION_BITS))
-    return (columns * by_x + offsets).bitwise_right_shift_(_FRACTION_BITS)
+    return (columns * by_x + (rows * by_y).add_(start)).bitwise_right_shift_(_FRACTION_BITS)
 
 
 def _bordered(images: Tensor, fill: Tensor) -> Tensor:

@@ -63,8 +63,9 @@ class PolicyAgent:
 
     def __call__(self, images: Tensor, indices: Tensor, *, seed: int, role: Role, epoch: int) -> Tensor:
         """Return the view; see `Agent`."""
-        ops, bins, signs, centres = self._drawn(indices, seed=seed, role=role, epoch=epoch)
-        magnitudes = self._magnitudes[ops, bins] * signs  # where there is no op, any will do
+        with torch.inference_mode():
+            ops, bins, signs, centres = self._drawn(indices, seed=seed, role=role, epoch=epoch)
+            magnitudes = self._magnitudes[ops, bins] * signs  # where there is no op, any will do
         return apply_ops(images, ops, magnitudes, centres, self.fill)
 
     def _move_to(self, device: torch.device) -> None:

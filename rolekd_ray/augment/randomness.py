@@ -42,7 +42,7 @@ def uniforms(key: int, indices: Tensor, draws: int | Tensor) -> Tensor:
     numbers = torch.arange(draws, device=indices.device) if isinstance(draws, int) else draws
     seeds = _mixed(indices * _signed(_GOLDEN) + _signed(key))
     states = _mixed(seeds[:, None] + (numbers + 1) * _signed(_GOLDEN))
-    return _shifted(states, 64 - _MANTISSA_BITS).to(torch.float32).mul_(2.0**-_MANTISSA_BITS)
+    return _shifted(states, 64 - _MANTISSA_BITS).float().mul_(2.0**-_MANTISSA_BITS)
 
 
 def below(uniform: Tensor, count: int) -> Tensor:
