@@ -92,7 +92,7 @@ def train_final(training: FinalTraining) -> dict[str, Any]:
         )
         seconds += time.perf_counter() - started
         if end < training.epochs:
-            save_checkpoint(_partial(training), learner.tree(), {"plan": plan, "seconds": seconds})
+            _save_partial(training, learner, {"plan": plan, "seconds": seconds})
     held_out = data.image_set.subset(data.validation)
     found = evaluate(
         learner.networks[training.role],
@@ -116,6 +116,28 @@ def _partial(training: FinalTraining) -> Path:
     return training.folder.with_name(f"{training.folder.name}.partial")
 
 
+def _save_partial(training: FinalTraining, learner: Learner, description: dict[str, Any]) -> None:
+    """Save where a training stands under a new name, then delete the last one: at no moment is there none."""
+    folder = _partial(training) / f"{learner.epoch:06d}"
+    save_checkpoint(folder, learner.tree(), description)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _load_partial(training: FinalTraining, learner: Learner, plan: dict[str, Any]) -> float:
+    """Go on from the newest whole state of this very plan, if there is one; return the seconds it took."""
+    for folder in sorted(_partial(training).glob("[0-9]*"), reverse=True):
+        try:
+            tree, description = load_checkpoint(folder)
+        except CheckpointError:
+            continue
+        if description.get("plan") == plan:
+            learner.load(tree, where=str(folder))
+            return description["seconds"]
+    return 0.0
+
+
 def _begin(
     training: FinalTraining, data: TrainingData, device: torch.device, plan: dict[str, Any]
 ) -> tuple[Learner, Trainer, float]:
@@ -129,14 +151,7 @@ def _begin(
         device=device,
         key="final",
     )
-    seconds = 0.0
-    try:
-        tree, description = load_checkpoint(_partial(training))
-        if description.get("plan") == plan:
-            learner.load(tree, where=str(_partial(training)))
-            seconds = description["seconds"]
-    except CheckpointError:
-        pass  # none, or not whole: from the start
+    seconds = _load_partial(training, learner, plan)
     teacher = None
     if training.teacher is not None:
         teacher, _ = load_network(
