@@ -30,14 +30,14 @@ class History:
     def scored(self, job: Job, record: Mapping[str, Any], population: Population) -> None:
         """Keep the row; write the generation if it is complete."""
         self.rows[job.generation].append(history_row(job, record, population))
-        if len(self.rows[job.generation]) >= len(population.live):
-            self._write(job.generation)
+        self._write_complete(population)
 
     def perturbed(self, perturbation: Perturbation, population: Population) -> None:
         """Nothing to do: `donor` stands in the recipient's next row."""
 
     def dropped(self, record: Mapping[str, Any], population: Population) -> None:
-        """Nothing to do: a dropped member has no more rows."""
+        """Write generations that waited for this member alone."""
+        self._write_complete(population)
 
     def caught_up(self, population: Population) -> None:
         """Nothing to do."""
@@ -47,6 +47,11 @@ class History:
         for generation in list(self.rows):
             self._write(generation)
 
+    def _write_complete(self, population: Population) -> None:
+        for generation in list(self.rows):
+            if population.live <= {row["member"] for row in self.rows[generation]}:
+                self._write(generation)
+
     def _write(self, generation: int) -> None:
         rows = self.rows.pop(generation)
         file = self.folder / f"generation-{generation:04d}.parquet"
@@ -54,7 +59,10 @@ class History:
             return  # told again after a restart
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f".{file.name}.{uuid4().hex[:8]}")
-        pq.write_table(pa.Table.from_pylist(rows), aside)
+        table = pa.table({name: [row.get(name) for row in rows] for name in {key: None for row in rows for key in row}})
+        # Without a type, a first generation, which has no donors, would keep the folder from being read as one table
+        donors = table["donor"].cast(pa.int64())
+        pq.write_table(table.set_column(table.column_names.index("donor"), "donor", donors), aside)
         os.replace(aside, file)
 
 
