@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rolekd_ray.policy.population import Job, Perturbation, Population
+from rolekd_ray.reporting.tables import intervals
 
 
 class SearchProgress:
@@ -31,15 +33,13 @@ class SearchProgress:
         )
         self.task = self.bar.add_task(title, total=None, best="–")
         self.new = False
-        self.done = 0
         self.best = 0.0
 
     def scored(self, job: Job, record: Mapping[str, Any], population: Population) -> None:
         """Advance the bar."""
-        self.done += 1
         self.best = max(self.best, record["score"])
-        total = len(population.live) * population.generations
-        self.bar.update(self.task, completed=self.done, total=total, best=f"{self.best:.4f}")
+        done, total = intervals(population)
+        self.bar.update(self.task, completed=done, total=total, best=f"{self.best:.4f}")
 
     def perturbed(self, perturbation: Perturbation, population: Population) -> None:
         """Print the exploit, unless it is of the past."""
@@ -49,23 +49,29 @@ class SearchProgress:
                 f"  epoch {epoch:>3}  member {found.recipient:>2} ({found.recipient_score:.4f}) copies "
                 f"member {found.donor:>2} ({found.donor_score:.4f}) and mutates",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def dropped(self, record: Mapping[str, Any], population: Population) -> None:
         """Print who was given up and why."""
         if self.new:
-            self.console.print(f"  [red]member {record['member']} dropped:[/red] {record['reason']}", highlight=False)
+            reason = escape(record["reason"])  # shapes and paths in brackets are no markup
+            self.console.print(
+                f"  [red]member {record['member']} dropped:[/red] {reason}", highlight=False, soft_wrap=True
+            )
 
     def caught_up(self, population: Population) -> None:
         """Show the bar."""
         self.new = True
         rule = population.rule
+        done, total = intervals(population)
         self.console.print(
             f"[bold]{self.title}[/bold]: {len(population.live)} members x {population.epochs} epochs, "
-            f"a decision every {rule.interval_epochs}" + (f"; {self.done} intervals done before" if self.done else ""),
+            f"a decision every {rule.interval_epochs}" + (f"; {done} intervals done before" if done else ""),
             highlight=False,
+            soft_wrap=True,
         )
-        self.bar.update(self.task, completed=self.done, total=len(population.live) * population.generations)
+        self.bar.update(self.task, completed=done, total=total)
         self.bar.start()
 
     def close(self) -> None:

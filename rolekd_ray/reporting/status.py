@@ -30,10 +30,10 @@ def _tables(run: Path) -> tuple[Group, bool]:
     # here, for `reporting` stands beside `search`, not above it: it needs the reader of the log and nothing else
     from rolekd_ray.search.log import LOG, read_log
 
-    tables, finished = [], True
+    tables, finished = [], False
     for folder, title in SEARCHES.items():
         if (run / folder / LOG).is_file() and (records := read_log(run / folder)):
             population = Population.replay(records)
             tables.append(population_table(title, population))
-            finished = population.finished
-    return Group(*(tables or ["no interval has been trained yet"])), bool(tables) and finished
+            finished = population.finished and folder == "."  # the student's search comes after the teacher's
+    return Group(*(tables or ["no interval has been trained yet"])), finished

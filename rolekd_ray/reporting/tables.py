@@ -45,10 +45,9 @@ def evaluation_table(title: str, results: Mapping[str, Any]) -> Table:
 
 def population_table(title: str, population: Population) -> Table:
     """Return where each member stands, best first."""
-    generations = [g for g, scores in population.scores.items() if scores]
-    lineages = effective_lineages(population, max(generations)) if generations else population.rule.population_size
-    done = sum(len(scores) for scores in population.scores.values())
-    total = len(population.live) * population.generations
+    complete = [g for g, scores in population.scores.items() if population.live <= scores.keys()]
+    lineages = effective_lineages(population, max(complete)) if complete else population.rule.population_size
+    done, total = intervals(population)
     table = Table(
         title=f"{title}: {done} of {total} intervals, {lineages} of {population.rule.population_size} lineages alive",
         title_justify="left",
@@ -59,6 +58,13 @@ def population_table(title: str, population: Population) -> Table:
     for member, epoch, score, donor, state in sorted(_standings(population), key=lambda row: -(row[2] or 0)):
         table.add_row(str(member), str(epoch), "–" if score is None else f"{score:.4f}", donor, state)
     return table
+
+
+def intervals(population: Population) -> tuple[int, int]:
+    """Return how many intervals are done, and how many there will be: dropped members train no more."""
+    scored = [member for scores in population.scores.values() for member in scores]
+    of_dropped = sum(member not in population.live for member in scored)
+    return len(scored), len(population.live) * population.generations + of_dropped
 
 
 def _standings(population: Population) -> list[tuple[int, int, float | None, str, str]]:
