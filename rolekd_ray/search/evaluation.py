@@ -48,9 +48,11 @@ def evaluate_checkpoint(
     for name, part in (("validation", held_out), ("test", test)):
         logits[name] = predict(network, part.images, views, dtype=torch.float32)
         results |= {f"{name}_{key}": value for key, value in score(logits[name], part.labels).to_dict().items()}
-    teacher = teacher or (Path(description["teacher"]) if description.get("teacher") else None)
-    if teacher is not None and teacher.exists():
-        network, _ = load_network(teacher, Role.TEACHER)
+    if teacher is None and description.get("teacher") and Path(description["teacher"]).exists():
+        teacher = Path(description["teacher"])
+    if teacher is not None:
+        channels, num_classes = description["channels"], description["num_classes"]
+        network, _ = load_network(teacher, Role.TEACHER, channels=channels, num_classes=num_classes)
         results["test_teacher_agreement"] = agreement(
             logits["test"], predict(network, test.images, views, dtype=torch.float32)
         )
