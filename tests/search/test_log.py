@@ -16,7 +16,7 @@ from made_searches import init_record, made_rule
 
 from rolekd_ray.errors import RunDirectoryError, StorageError
 from rolekd_ray.policy.population import FORMAT
-from rolekd_ray.search.log import Log, read_log
+from rolekd_ray.search.log import Log, LogReader, read_log
 
 ROOT = Path(__file__).parents[2]
 INIT = {"kind": "init", "format": FORMAT}
@@ -234,3 +234,42 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written: "):
         Log(tmp_path / "file" / "search")
+
+
+# ---- following
+
+
+def test_a_reader_follows_the_writer_and_meets_every_record_once(tmp_path, writer):
+    writer.append("0")
+    reader = LogReader(tmp_path)
+    assert [record["text"] for record in reader.read()] == ["0"]
+    assert reader.read() == []
+    for number in range(1, 7):
+        writer.append(str(number))
+        if number % 3 == 0:
+            assert [record["text"] for record in reader.read()] == [str(n) for n in range(number - 2, number + 1)]
+    assert reader.read() == []
+
+
+def test_a_reader_waits_until_a_line_is_whole(tmp_path):
+    file, reader = tmp_path / "log.jsonl", None
+    text = "".join(json.dumps(INIT | {"text": f"ä{number}"}) + "\n" for number in range(3)).encode()
+    found = []
+    for length in range(0, len(text) + 1, 5):
+        file.write_bytes(text[:length])
+        reader = reader or LogReader(tmp_path)
+        found += reader.read()
+        assert len(found) == text[:length].count(b"\n")
+    file.write_bytes(text)
+    assert [record["text"] for record in found + reader.read()] == ["ä0", "ä1", "ä2"]
+
+
+def test_a_reader_names_the_line_however_late_it_comes(tmp_path, writer):
+    writer.append("0")
+    reader = LogReader(tmp_path)
+    reader.read()
+    with open(tmp_path / "log.jsonl", "ab") as file:
+        file.write(b"damage\n")
+    for _ in range(2):
+        with pytest.raises(RunDirectoryError, match="line 2: damaged"):
+            reader.read()
