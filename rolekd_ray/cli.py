@@ -4,6 +4,7 @@ stdout carries results, stderr progress and errors. Exit codes: 0 done, 1 failed
 """
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from rolekd_ray.errors import InputError, RolekdError
+from rolekd_ray.errors import ConfigError, InputError, RolekdError, RunDirectoryError
 from rolekd_ray.roles import Role
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 EXAMPLE = """Search the augmentation with which a teacher network teaches a student network best.
 
 \b
-  rolekd run                                   teacher, search, student on bundled digits: minutes
-  rolekd check cifar10_reduced                 what a configuration means; touches nothing
-  rolekd search -c cifar10_reduced --name a1   the population search alone, into runs/a1
-  rolekd resume runs/a1                        after a stop, a crash, or for longer: --epochs 60
+  rolekd run                                   all of it on digits: minutes
+  rolekd check cifar10_reduced                 what it means; touches nothing
+  rolekd search -c cifar10_reduced --name a1   the search alone, into runs/a1
+  rolekd resume runs/a1                        on after a stop, or for longer
   rolekd export runs/a1 --format torchvision -o augment.py
-  rolekd train student -c cifar10_reduced --schedule runs/a1/best/schedule.yaml --teacher runs/a1/best/teacher -o net
+  rolekd train student -c cifar10_reduced -o net \\
+      --schedule runs/a1/best/schedule.yaml --teacher runs/a1/best/teacher
   rolekd evaluate net
 
 CONFIG is a YAML file, or the name of one that comes along: quickstart, cifar10_reduced, cifar10_pba, cifar100_rolekd.
@@ -64,13 +66,18 @@ class Variant(StrEnum):
     LAST = "last"
 
 
-Config = Annotated[str, typer.Option("--config", "-c", help="YAML file, or name of one that comes along.")]
-Overrides = Annotated[list[str], typer.Option("--set", help="Override a setting: search.epochs=30. Repeatable.")]
-Storage = Annotated[Path, typer.Option(help="Folder of run directories.")]
+Config = Annotated[
+    str, typer.Option("--config", "-c", metavar="CONFIG", help="YAML file, or name of one that comes along.")
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in search.epochs=30. Repeatable."),
+]
+Storage = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of run directories.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run; default: the time of the start.")]
 Seed = Annotated[int | None, typer.Option(help="Run seed; the same as --set seed=N.")]
 Local = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: stdout.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -83,7 +90,7 @@ def run(
     seed: Seed = None,
     local: Local = False,
 ) -> None:
-    """The main job: teacher, role-wise search, final distillation by the best schedule, evaluation."""
+    """The main job: teacher, search, final distillation, evaluation."""
     _start("run", config, overrides, storage, name, seed, local)
 
 
@@ -175,18 +182,22 @@ def import_(
 @app.command()
 def train(
     role: Annotated[Role, typer.Argument(help="Which network.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoint.")],
-    schedule: Annotated[Path | None, typer.Option(help="Schedule to replay, stretched to length.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Gets the checkpoint.")],
+    schedule: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Schedule to replay, stretched to length.")
+    ] = None,
     config: Config = "quickstart",
     overrides: Overrides = [],  # noqa: B006
     seed: Seed = None,
-    teacher: Annotated[Path | None, typer.Option(help="Checkpoint to distil from; default: labels.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Checkpoint to distil from; default: labels.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Length; default: the configuration's.")] = None,
     model: Annotated[str | None, typer.Option(help="Another network than the configuration's.")] = None,
     variant: Annotated[Variant, typer.Option(help="flattened: order lost; last: its last policy.")] = Variant.ORDERED,
 ) -> None:
     """Replay a schedule on full data, another network, another length."""
-    from rolekd_ray.errors import CheckpointError, ConfigError
+    from rolekd_ray.errors import CheckpointError
     from rolekd_ray.policy.schedule import load_schedule
     from rolekd_ray.search.preflight import check_inputs
     from rolekd_ray.training.final import FinalTraining, train_final
@@ -198,23 +209,23 @@ def train(
     loaded = _variant(load_schedule(schedule), variant) if schedule is not None else None
     if loaded is not None and role not in loaded.roles:
         raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
-    check_inputs(settings)
+    check_inputs(settings, local=True)
     training = FinalTraining(settings, role, output, loaded, teacher)
     plan = training.plan()
     if output.exists() and not training.finished(plan):
         raise CheckpointError(f"{output}: exists and is not this training; expected a new folder")
     with progress.status(f"training {settings.network(role).model} for {training.epochs} epochs"):
         metrics = train_final(training)
-    out.print(f"validation accuracy {metrics['validation_accuracy']:.4f}, {metrics['seconds']:.0f} s; {output}")
+    _say(out, f"validation accuracy {metrics['validation_accuracy']:.4f}, {metrics['seconds']:.1f} s; {output}")
 
 
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A network's checkpoint, or a member's state in a run.")],
     role: Annotated[Role, typer.Option(help="Whose network, where there are two.")] = Role.STUDENT,
-    teacher: Annotated[Path | None, typer.Option(help="Checkpoint to compare answers with.")] = None,
+    teacher: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Checkpoint to compare answers with.")] = None,
 ) -> None:
-    """Accuracy, calibration and agreement with the teacher on the test split."""
+    """Accuracy, calibration, agreement with a teacher, on test images."""
     from rolekd_ray.reporting.tables import evaluation_table
     from rolekd_ray.search.evaluation import evaluate_checkpoint
 
@@ -232,8 +243,7 @@ def check(
 
     settings = _settings(file, overrides, None)
     check_names(settings)
-    out.print(settings_text(settings), end="", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"# {cost(settings)}", highlight=False, soft_wrap=True)
+    _say(out, f"{settings_text(settings)}# {cost(settings)}")
 
 
 @app.command()
@@ -253,7 +263,9 @@ def main() -> None:
         app()
     except RolekdError as error:
         for line in str(error).splitlines():
-            progress.print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _say(progress, f"error: {line}", style="red")
+        for hint in getattr(error, "__notes__", ()):
+            _say(progress, hint)
         sys.exit(error.exit_code)
 
 
@@ -264,7 +276,7 @@ def _start(
     from rolekd_ray.search.run_directory import create_run
 
     settings = _settings(config, overrides, seed)
-    check_inputs(settings)
+    check_inputs(settings, local=local, evaluated=verb == "run")
     _execute(create_run(storage, name, settings, verb=verb), verb, local)
 
 
@@ -272,17 +284,18 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
     from rolekd_ray.reporting.tables import results_table, schedule_table
     from rolekd_ray.search.pipeline import Pipeline
 
-    progress.print(f"run directory: {directory.path}", highlight=False)
+    _say(progress, f"run directory: {directory.path}")
+    go_on = f"rolekd resume {shlex.quote(str(directory.path))}" + " --local" * local
     try:
         outcome = Pipeline(directory, local=local, console=progress).execute(verb, epochs=epochs)
     except KeyboardInterrupt:
-        progress.print("\nstopped; nothing but the intervals under way is lost. Go on:")
-        progress.print(f"rolekd resume {directory.path}", soft_wrap=True, highlight=False)
+        _say(progress, f"\nstopped; nothing but the intervals under way is lost. Go on:\n{go_on}")
         sys.exit(130)
-    except InputError:
+    except (ConfigError, RunDirectoryError):
         raise
     except RolekdError as error:
-        raise RolekdError(f"{error}\nwhen mended, go on: rolekd resume {directory.path}") from error
+        error.add_note(f"when mended, go on: {go_on}")
+        raise
     out.print(schedule_table(outcome.schedule))
     if outcome.rows:
         out.print(results_table(outcome.rows))
@@ -291,7 +304,7 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
         places |= {"networks": directory.schedule.parent, "results": directory.results}
     places["curves"] = f"tensorboard --logdir {directory.path}"
     for what, where in places.items():
-        out.print(f"{what + ':':<15}{where}", highlight=False, soft_wrap=True)
+        _say(out, f"{what + ':':<15}{where}")
     if outcome.dropped:
         raise RolekdError("\n".join(outcome.dropped))
 
@@ -331,4 +344,9 @@ def _write(text: str, output: Path | None) -> None:
         write_atomically(output, text)
     except OSError as error:
         raise StorageError(f"{output}: cannot be written: {error.strerror}") from error
-    progress.print(f"wrote {output}", highlight=False)
+    _say(progress, f"wrote {output}")
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is: paths neither wrapped nor read as markup."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

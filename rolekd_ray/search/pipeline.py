@@ -26,7 +26,7 @@ from rolekd_ray.search.evaluation import evaluate_checkpoint
 from rolekd_ray.search.lock import take_lock
 from rolekd_ray.search.log import LOG, read_log
 from rolekd_ray.search.population_search import best_state, search_population
-from rolekd_ray.search.preflight import check_inputs
+from rolekd_ray.search.preflight import check_device, check_inputs
 from rolekd_ray.search.run_directory import RunDirectory, create_run, open_run
 from rolekd_ray.training.final import FinalTraining, train_final
 
@@ -64,7 +64,7 @@ def start_run(
         InputError: settings, data, a given teacher or the run directory are wrong; nothing was written.
         RolekdError: what went wrong later; `resume_run` can go on from there.
     """
-    check_inputs(settings)
+    check_inputs(settings, local=local, evaluated=verb == "run")
     run = create_run(storage, name, settings, verb=verb)
     return Pipeline(run, local=local, console=console or Console(quiet=True)).execute(verb)
 
@@ -111,6 +111,7 @@ class Pipeline:
             if epochs is not None:
                 self._prolong(epochs)
             if self.local:
+                check_device(self.settings)  # a run may go on on another machine
                 return self._execute(verb)
             from rolekd_ray.search.cluster import ray_session, slot_count
 

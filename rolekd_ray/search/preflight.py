@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
-from rolekd_ray.config import Settings
+import torch
+
+from rolekd_ray.config import DataSettings, Settings
+from rolekd_ray.data.sources import SOURCES
 from rolekd_ray.distill.losses import check_losses
-from rolekd_ray.errors import ConfigError, DataError
+from rolekd_ray.errors import CheckpointError, ConfigError, DataError
 from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
 from rolekd_ray.training.data import TrainingData, open_training_data
@@ -23,16 +26,25 @@ def check_names(settings: Settings) -> None:
         raise ConfigError(*problems)
 
 
-def check_inputs(settings: Settings) -> TrainingData:
+def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = False) -> TrainingData:
     """Check everything a run reads: names, training data, the given teacher. Return the data.
+
+    Args:
+        settings: of the run.
+        local: it trains in this process, so the GPUs it asks for must be here; Ray counts the cluster's itself.
+        evaluated: it ends on the test split, which must then be there; it stays closed.
 
     Raises:
         InputError: with what is wrong.
     """
     check_names(settings)
+    if local:
+        check_device(settings)
     data = open_training_data(settings.data, train=settings.data.train)
     if settings.final.train is not None:
         open_training_data(settings.data, train=settings.final.train)
+    if evaluated:
+        _check_test_split(settings.data)
     if len(data.train) < 2:
         raise DataError(f"data.train: got {len(data.train)} images; expected at least 2")
     sizes = {"num_classes": data.image_set.num_classes, "channels": data.image_set.channels}
@@ -42,8 +54,26 @@ def check_inputs(settings: Settings) -> TrainingData:
     if problems:
         raise ConfigError(*problems)
     if settings.teacher.checkpoint is not None:
-        load_network(settings.teacher.checkpoint, Role.TEACHER, model=settings.teacher.model, **sizes)
+        try:
+            load_network(settings.teacher.checkpoint, Role.TEACHER, model=settings.teacher.model, **sizes)
+        except CheckpointError as error:
+            raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
     return data
+
+
+def check_device(settings: Settings) -> None:
+    """Check that this process can train where the settings say.
+
+    Raises:
+        ConfigError: they ask for a GPU and this machine has none.
+    """
+    if settings.slots.gpus and not torch.cuda.is_available():
+        raise ConfigError(f"slots.gpus: got {settings.slots.gpus:g}; expected 0, for this machine has no GPU for torch")
+
+
+def _check_test_split(data: DataSettings) -> None:
+    if data.path is not None:  # the digits are bundled
+        SOURCES[data.source](data.path, "test", data.download)
 
 
 def _network_problems(settings: Settings, check: Callable[[str], object]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 from rolekd_ray.config import Settings, load_settings, settings_text
 from rolekd_ray.errors import RunDirectoryError
-from rolekd_ray.files import write_atomically, writing
+from rolekd_ray.files import read_text, write_atomically, writing
 
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "environment.json", "results.json"
 PACKAGES = ("rolekd_ray", "ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy", "pillow")
@@ -49,8 +50,20 @@ class RunDirectory:
         write_atomically(self.path / CONFIG, settings_text(settings))
 
     def environment(self) -> dict[str, Any]:
-        """Return what the run was started with."""
-        return json.loads((self.path / ENVIRONMENT).read_text())
+        """Return what the run was started with; `verb` is `run` or `search`.
+
+        Raises:
+            RunDirectoryError: the file is damaged.
+        """
+        file = self.path / ENVIRONMENT
+        try:
+            found = json.loads(read_text(file, RunDirectoryError))
+        except ValueError as error:
+            raise RunDirectoryError(f"{file}: damaged: {error}") from error
+        verb = found.get("verb") if isinstance(found, dict) else None
+        if verb not in ("run", "search"):
+            raise RunDirectoryError(f"{file}: verb: got {verb!r}; expected 'run' or 'search'")
+        return found
 
 
 def create_run(storage: Path, name: str | None, settings: Settings, *, verb: str) -> RunDirectory:
@@ -76,8 +89,12 @@ def create_run(storage: Path, name: str | None, settings: Settings, *, verb: str
                 "--name."
             ) from None
     run = RunDirectory(path)
-    run.set_settings(settings)
-    write_atomically(path / ENVIRONMENT, json.dumps(environment(settings, verb), indent=2) + "\n")
+    try:
+        run.set_settings(settings)
+        write_atomically(path / ENVIRONMENT, json.dumps(environment(settings, verb), indent=2) + "\n")
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)  # half a run could be neither gone on with nor made again
+        raise
     return run
 
 
