@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from rolekd_ray.augment.colour import square
+from rolekd_ray.augment.colour import span
 from rolekd_ray.augment.geometry import row_runs
 from rolekd_ray.augment.randomness import below, stream_key, uniforms
 from rolekd_ray.roles import Role
 
-_CHUNK = 128  # images worked on at a time: about what fits a core's cache
+_CHUNK_VALUES = 1 << 17  # worked on at a time, so that they stay in a core's cache: half a megabyte
 
 
 class BaseAugmentation:
@@ -43,19 +43,24 @@ class BaseAugmentation:
             offsets = below(draws[:, :2], 2 * self.crop_padding_pixels + 1) - self.crop_padding_pixels
             cropped = self._cropped(images, offsets, draws[:, 2] < 0.5)
             kept = self._kept(offsets, draws[:, 3:], *images.shape[-2:])
-            for part in zip(result.split(_CHUNK), cropped.split(_CHUNK), kept.split(_CHUNK)):
-                self._normalise_(part[0].copy_(part[1])).mul_(part[2])
+            chunk = max(1, _CHUNK_VALUES // images[0].numel())
+            for part, view, mask in zip(result.split(chunk), cropped.split(chunk), kept.split(chunk)):
+                self._normalise_(part.copy_(view)).mul_(mask)
         return result
 
     def _kept(self, offsets: Tensor, centres: Tensor, height: int, width: int) -> Tensor:
         """Return 1 where the result shows the image, 0 where padding or Cutout; (N, 1, H, W) float32."""
-        reach = self.crop_padding_pixels
-        every = torch.arange(-reach, reach + 1, device=offsets.device)[:, None]
+        # Tables over all offsets and all centres: there are fewer than images.
+        reach, device = self.crop_padding_pixels, offsets.device
+        every = torch.arange(-reach, reach + 1, device=device).unsqueeze(1)
         rows = _inside(every, height).index_select(0, offsets[:, 0] + reach)
         columns = _inside(every, width).index_select(0, offsets[:, 1] + reach)
         if not self.cutout_pixels:
             return rows.view(-1, 1, height, 1) * columns.view(-1, 1, 1, width)
-        cut_rows, cut_columns = square(centres, self.cutout_pixels, height, width)
+        cut_rows, cut_columns = (
+            span(torch.arange(size, device=device).unsqueeze(1), self.cutout_pixels // 2, size).index_select(0, at)
+            for size, at in ((height, below(centres[:, 0], height)), (width, below(centres[:, 1], width)))
+        )
         # A row is empty, whole or cut: copying one of three is cheaper than logic on all pixels.
         kinds = torch.stack([torch.zeros_like(columns), columns, columns * (1 - cut_columns)], dim=1)
         kind = rows.mul_(cut_rows + 1).long() + torch.arange(0, 3 * len(rows), 3, device=rows.device)[:, None]

@@ -111,30 +111,26 @@ def cutout(images: Tensor, pixels: Tensor, centres: Tensor, fill: Tensor) -> Ten
 
     As there, an odd side loses one pixel.
     """
-    rows, columns = square(centres, pixels.unsqueeze(1), images.shape[-2], images.shape[-1])
-    inside = (
-        (rows.view(-1, 1, images.shape[-2], 1) * columns.view(-1, 1, 1, images.shape[-1])).byte().neg_()
-    )  # -1 is a byte of ones
+    height, width = images.shape[-2:]
+    half = pixels.unsqueeze(1) // 2
+    rows = span(below(centres[:, :1], height), half, height).view(-1, 1, height, 1)
+    columns = span(below(centres[:, 1:], width), half, width).view(-1, 1, 1, width)
+    inside = (rows * columns).byte().neg_()  # -1 is a byte of ones
     return (images & ~inside).bitwise_or_(inside & fill.view(-1, 1, 1))
 
 
-def square(centres: Tensor, side_pixels: Tensor | int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return the rows and columns of a square around a random pixel, clipped at the edges.
+def span(centres: Tensor, half: Tensor | int, length: int) -> Tensor:
+    """Return the rows or columns of squares around pixels, clipped at the edges.
 
     Args:
-        centres: uniforms for row and column, (N, 2) float32 in [0, 1).
-        side_pixels: side, (N, 1) or one for all; side // 2 pixels lie above and left of the centre, as many from it on.
-        height: rows of the image.
-        width: columns of the image.
+        centres: (N, 1) int64.
+        half: half of the side, (N, 1) or one for all: that many pixels lie before the centre, as many from it on.
+        length: rows or columns of the image.
 
     Returns:
-        (N, H) and (N, W) float32; 1 in the square's rows and columns, else 0. The square is where both are 1.
+        (N, length) float32, 1 inside.
     """
-    half = side_pixels // 2
-    return tuple(
-        (torch.arange(0.5, size, device=centres.device) - below(centres[:, axis, None], size)).abs_().lt(half).float()
-        for axis, size in enumerate((height, width))
-    )
+    return (torch.arange(0.5, length, device=centres.device) - centres).abs_().lt(half).float()
 
 
 def _grey(values: Tensor) -> Tensor:

@@ -16,56 +16,64 @@ SHIFTS = ("translate_x", "translate_y", "shear_x")  # rows stay rows
 _FRACTION_BITS = 16
 
 
-def turned(images: Tensor, magnitudes: Tensor, fill: Tensor) -> Tensor:
-    """Rotate or shear images: each by degrees counter-clockwise about its centre, or column x up by slope * x.
+def steps(magnitudes: Tensor, height: int, width: int) -> Tensor:
+    """Return how the place in the source moves with the place in the result.
+
+    `rotate` turns images counter-clockwise about their centre, by degrees; `translate_x` and `translate_y` move them to
+    the left and up, by pixels; `shear_x` moves row y to the left by slope * y, `shear_y` column x up by slope * x.
 
     Args:
-        images: (N, C, H, W) uint8; H + W below 2^15, as coordinates are int32 of which 16 bits are fraction.
-        magnitudes: a column per op of `TURNS`, one of the two 0; (N, 2).
+        magnitudes: a column per op of `TURNS` and `SHIFTS`, all but one of a row 0; (N, 5).
+        height: rows of the images.
+        width: columns of the images.
+
+    Returns:
+        Column and row (2nd axis) of the source: change with x, change with y, value at x = y = 0; (3, 2, N) int32, of
+        which 16 bits are fraction. A sum of such numbers, rounded down, is the pixel.
+
+    Source: `PIL.Image.rotate`; PBA, `AFFINE (1, slope, pixels, slope, 1, pixels)`.
+    """
+    degrees, slope_y, left, up, slope_x = magnitudes.double().t()
+    angle = degrees * (-math.pi / 180)
+    cos, sin = torch.stack([angle.cos(), angle.sin()]).round(decimals=15)  # as Pillow: right angles are exact
+    x, y = 0.5 - width / 2, 0.5 - height / 2  # the centre of pixel (0, 0), from the image's centre
+    column = (cos * x).add_(sin, alpha=y).add_(width / 2).add_(slope_x, alpha=0.5).add_(left)
+    row = (cos * y).sub_(sin, alpha=x).add_(height / 2).add_(slope_y, alpha=0.5).add_(up)
+    floats = torch.stack([cos, slope_y - sin, sin + slope_x, cos, column, row])
+    return floats.mul_(1 << _FRACTION_BITS).add_(0.5).floor_().int().view(3, 2, len(magnitudes))
+
+
+def turned(images: Tensor, steps: Tensor, fill: Tensor) -> Tensor:
+    """Return images rotated or sheared, by any of `steps`.
+
+    Args:
+        images: (N, C, H, W) uint8; H + W below 2^15.
+        steps: (3, 2, N) int32.
         fill: colour where the source has no pixel, (C,) uint8.
 
     Returns:
         (N, C, H, W) uint8.
-
-    Source: `PIL.Image.rotate`; PBA, `AFFINE (1, 0, 0, slope, 1, 0)`.
     """
     count, channels, height, width = images.shape
-    degrees, slope = magnitudes.double().unbind(1)
-    angle = degrees * (-math.pi / 180)
-    cos, sin = torch.stack([angle.cos(), angle.sin()]).round(decimals=15)  # as Pillow: right angles are exact
-    x, y = width / 2, height / 2
-    # Of the centre of pixel (0, 0), and one further: the source has a border of one pixel.
-    start_x = (cos * (0.5 - x)).add_(sin, alpha=0.5 - y).add_(x + 1)
-    start_y = (cos * (0.5 - y)).sub_(sin, alpha=0.5 - x).add_(slope, alpha=0.5).add_(y + 1)
-    steps = torch.stack([cos, slope - sin, sin, cos, start_x, start_y]).view(3, 2, count)
-    places = _coordinates(steps, height, width)
+    by_x, by_y, start = steps.view(3, 2, count, 1, 1)
+    x = torch.arange(width, dtype=torch.int32, device=images.device)
+    y = torch.arange(height, dtype=torch.int32, device=images.device).unsqueeze(1)
+    start = start + (1 << _FRACTION_BITS)  # the source gets a border of one pixel
+    places = (x * by_x + (y * by_y).add_(start)).bitwise_right_shift_(_FRACTION_BITS)
     columns, rows = places[0].clamp_(0, width + 1), places[1].clamp_(0, height + 1)
     places = columns.add_(rows, alpha=width + 2).long().view(count, 1, height * width).expand(-1, channels, -1)
     return _bordered(images, fill).flatten(2).gather(2, places).view(images.shape)
 
 
-def shifted(images: Tensor, magnitudes: Tensor, fill: Tensor) -> Tensor:
-    """Shift images by pixels to the left, by pixels up, or row y by slope * y to the left; see `turned`.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        magnitudes: a column per op of `SHIFTS`, all but one of a row 0; (N, 3).
-        fill: (C,) uint8.
-
-    Returns:
-        (N, C, H, W) uint8.
-
-    Source: PBA, `AFFINE (1, slope, pixels, 0, 1, pixels)`.
-    """
+def shifted(images: Tensor, steps: Tensor, fill: Tensor) -> Tensor:
+    """Return images translated, or sheared along their rows, by steps of `SHIFTS`; as `turned`, and twice as fast."""
     height, width = images.shape[-2:]
-    left, up, slope = magnitudes.double().unbind(1)
-    steps = torch.stack([slope, torch.add(left, slope, alpha=0.5).add_(0.5), up + 0.5])
-    slope, left, up = _fixed(steps).long().unsqueeze(2).unbind()
-    y = torch.arange(height, device=images.device)
+    slope, left, up = steps[1, 0].unsqueeze(1), steps[2, 0].unsqueeze(1), steps[2, 1].unsqueeze(1)
+    y = torch.arange(height, dtype=torch.int32, device=images.device)
     rows = (up >> _FRACTION_BITS) + y
     inside = rows.clamp(0, height - 1)
     shifts = (slope * y).add_(left).bitwise_right_shift_(_FRACTION_BITS).clamp_(-width, width)
-    shifts = torch.where(rows == inside, shifts, width)
+    shifts = torch.where(rows == inside, shifts, width).long()
     # A row's mask is a window on a row of ones between two empty ones.
     line = pad(images.new_full((width,), 255), (width, width))
     kept = _windows(line, width).index_select(0, (shifts + width).view(-1)).view(-1, 1, height, width)
@@ -82,7 +90,7 @@ def row_runs(sources: Sequence[Tensor], chosen: Tensor, rows: Tensor, shifts: Te
     Args:
         sources: (M, C, H, W) uint8 each, counted on from one to the next.
         chosen: which image each result is made from, (N,) int64.
-        rows: which of its rows, 0 … H - 1, (N, H) int64.
+        rows: which of its rows, 0 … H - 1, (N, H) int32 or int64.
         shifts: pixels to the right of the row's start at which to begin, (N, H) or (N, 1) int64.
         guard: largest shift to either side.
 
@@ -100,21 +108,6 @@ def row_runs(sources: Sequence[Tensor], chosen: Tensor, rows: Tensor, shifts: Te
 def _windows(line: Tensor, width: int) -> Tensor:
     """Return all runs of `width` elements of a line, as a view."""
     return line.as_strided((len(line) - width + 1, width), (1, 1))
-
-
-def _fixed(values: Tensor) -> Tensor:
-    return values.mul_(1 << _FRACTION_BITS).add_(0.5).floor_()
-
-
-def _coordinates(steps: Tensor, height: int, width: int) -> Tensor:
-    """Return floor(start + x by_x + y by_y), (2, N, H, W) int32, in Pillow's fixed point.
-
-    `steps` holds by_x, by_y and start (3, 2, N) float64 and is overwritten.
-    """
-    by_x, by_y, start = _fixed(steps).int().view(*steps.shape, 1, 1).unbind()
-    columns = torch.arange(width, dtype=torch.int32, device=steps.device)
-    rows = torch.arange(height, dtype=torch.int32, device=steps.device).unsqueeze(1)
-    return (columns * by_x + (rows * by_y).add_(start)).bitwise_right_shift_(_FRACTION_BITS)
 
 
 def _bordered(images: Tensor, fill: Tensor) -> Tensor:

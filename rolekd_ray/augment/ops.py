@@ -6,6 +6,7 @@ uncovered pixels. It returns new or the same images and never writes into what i
 on that sample alone. Magnitudes are float32, or float64 where the reference's last bit matters.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -30,24 +31,33 @@ _COLOUR: dict[str, Op] = {
 }
 
 
-_MOVERS = ((geometry.TURNS, geometry.turned), (geometry.SHIFTS, geometry.shifted))  # several ops in one call
+_MOVES = (*geometry.TURNS, *geometry.SHIFTS)
 
 
-def _alone(name: str) -> Op:
-    names, move = next(mover for mover in _MOVERS if name in mover[0])
-    is_it = torch.tensor([other == name for other in names])
+def _moving(name: str, move: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Op:
+    is_it = torch.tensor([other == name for other in _MOVES])
 
     def op(images: Tensor, magnitudes: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
-        return move(images, magnitudes[:, None] * is_it.to(magnitudes.device), fill)
+        columns = magnitudes.unsqueeze(1) * is_it.to(magnitudes.device)
+        return move(images, geometry.steps(columns, *images.shape[-2:]), fill)
 
     return op
 
 
-OPS: dict[str, Op] = {name: _COLOUR[name] if name in _COLOUR else _alone(name) for name in OP_UNITS}
+_MOVING = {name: _moving(name, geometry.turned) for name in geometry.TURNS} | {
+    name: _moving(name, geometry.shifted) for name in geometry.SHIFTS
+}
+OPS: dict[str, Op] = {name: (_COLOUR | _MOVING)[name] for name in OP_UNITS}
 
-# Ops in the order in which they are applied at one step: none, then those that share a call side by side.
-_RANKED = (None, *geometry.TURNS, *geometry.SHIFTS, *_COLOUR)
+# Ops by rank: none, then those that share a call side by side.
+_RANKED = (None, *_MOVES, *_COLOUR)
 _RANKS = torch.tensor([_RANKED.index(name) for name in (None, *OP_UNITS)])
+_MOVE_RANKS = torch.arange(1, len(_MOVES) + 1)
+_TURNED, _SHIFTED = slice(1, 1 + len(geometry.TURNS)), slice(1 + len(geometry.TURNS), 1 + len(_MOVES))
+# Magnitudes at which an op changes nothing; none for the others, as no number equals nan.
+_NEUTRAL = {"posterize": 8, "solarize": 256, "brightness": 1, "color": 1, "sharpness": 1, "contrast": 1}
+_NEUTRAL |= dict.fromkeys((*_MOVES, "cutout"), 0)
+_NEUTRALS = torch.tensor([_NEUTRAL.get(name, math.nan) for name in (None, *OP_UNITS)], dtype=torch.float64)
 
 
 def apply_ops(images: Tensor, ops: Tensor, magnitudes: Tensor, centres: Tensor, fill: Tensor) -> Tensor:
@@ -63,35 +73,37 @@ def apply_ops(images: Tensor, ops: Tensor, magnitudes: Tensor, centres: Tensor, 
     Returns:
         (N, C, H, W) uint8; `images` itself if there is nothing to do.
     """
+    if not images.numel() or not ops.numel():
+        return images
     result = torch.empty_like(images)  # made outside of inference mode, so that autograd may save it
     with torch.inference_mode():  # a tenth faster: most of the time goes to starting small operations
-        ranks = _RANKS.to(ops.device)[ops + 1]
-        place = torch.arange(len(images), device=ops.device)  # of the image that now lies at each place
-        for step in range(ops.shape[1]):
-            sizes = torch.bincount(ranks[:, step], minlength=len(_RANKED)).tolist()
+        device = images.device
+        ranks = _RANKS.to(device)[ops + 1] * (magnitudes != _NEUTRALS.to(device)[ops + 1])
+        moves = magnitudes.t().unsqueeze(2) * (ranks.t().unsqueeze(2) == _MOVE_RANKS.to(device))
+        steps = geometry.steps(moves.flatten(0, 1), *images.shape[-2:]).view(3, 2, -1, len(images))
+        place = torch.arange(len(images), device=device)  # of the image that now lies at each place
+        for k, rank in enumerate(ranks.t()):
+            sizes = torch.bincount(rank, minlength=len(_RANKED)).tolist()
             if sizes[0] == len(images):
-                break  # ops are in order of application: none follows
-            rank, order = ranks[place, step].sort()
-            place = place[order]
+                continue
+            rank, order = rank.index_select(0, place).sort()
+            place = place.index_select(0, order)
             images = images.index_select(0, order)
-            _apply_to_groups(images, rank, sizes, magnitudes[place, step], centres[place, step], fill)
+            strengths, spots = magnitudes[:, k].index_select(0, place), centres[:, k].index_select(0, place)
+            _move(images, sizes, steps[:, :, k], place, fill)
+            parts = zip(_RANKED, images.split(sizes), strengths.split(sizes), spots.split(sizes))
+            for name, part, strength, spot in list(parts)[1 + len(_MOVES) :]:
+                if len(part):
+                    part.copy_(_COLOUR[name](part, strength, spot, fill))
         return torch.index_select(images, 0, place.argsort(), out=result)
 
 
-def _apply_to_groups(
-    images: Tensor, ranks: Tensor, sizes: list[int], magnitudes: Tensor, centres: Tensor, fill: Tensor
-) -> None:
-    """Apply ops, in place, to images in order of their op's rank; `sizes` is how many have each rank."""
-    end = sizes[0]
-    for names, move in _MOVERS:
-        rank = _RANKED.index(names[0])
-        own = torch.arange(rank, rank + len(names), device=ranks.device)
-        at = slice(end, end + sum(sizes[rank : rank + len(names)]))
-        if at.stop > at.start:
-            images[at] = move(images[at], magnitudes[at, None] * (ranks[at, None] == own), fill)
-        end = at.stop
-    for name, size in zip(_COLOUR, sizes[-len(_COLOUR) :]):
-        at = slice(end, end + size)
-        if size:
-            images[at] = _COLOUR[name](images[at], magnitudes[at], centres[at], fill)
-        end = at.stop
+def _move(images: Tensor, sizes: list[int], steps: Tensor, place: Tensor, fill: Tensor) -> None:
+    """Apply the ops that move pixels, in place, to images in order of rank; `sizes` is how many have each rank."""
+    start = sizes[0]
+    for ranks, move in ((_TURNED, geometry.turned), (_SHIFTED, geometry.shifted)):
+        count = sum(sizes[ranks])
+        if count:
+            part = images.narrow(0, start, count)
+            part.copy_(move(part, steps.index_select(2, place.narrow(0, start, count)), fill))
+        start += count
