@@ -30,6 +30,7 @@ class SearchProgress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self.task = self.bar.add_task(title, total=None, best="–")
         self.new = False

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from rolekd_ray.policy.population import Population
@@ -30,10 +30,14 @@ def _tables(run: Path) -> tuple[Group, bool]:
     # here, for `reporting` stands beside `search`, not above it: it needs the reader of the log and nothing else
     from rolekd_ray.search.log import LOG, read_log
 
-    tables, finished = [], False
+    tables: list[RenderableType] = []
+    finished = False
     for folder, title in SEARCHES.items():
         if (run / folder / LOG).is_file() and (records := read_log(run / folder)):
             population = Population.replay(records)
             tables.append(population_table(title, population))
             finished = population.finished and folder == "."  # the student's search comes after the teacher's
+    networks = [file.parent.name for file in sorted((run / "best").glob("*/checkpoint.json"))]
+    if networks:
+        tables.append(f"trained to the end: {', '.join(networks)}")
     return Group(*(tables or ["no interval has been trained yet"])), finished

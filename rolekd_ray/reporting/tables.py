@@ -4,19 +4,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from rolekd_ray.policy.lineage import effective_lineages
 from rolekd_ray.policy.population import Population
 from rolekd_ray.policy.schedule import Schedule
 
 
-def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def titled(title: str, table: Table) -> Group:
+    """Return a table below its title and a blank line after both; rich would wrap the title to the table's width."""
+    return Group(Text(title, style="bold"), "", table, "")
+
+
+def plain_table(*headings: str, numbers: Sequence[str] = ()) -> Table:
+    """Return an empty table; the columns named in `numbers` are aligned to the right."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in numbers else "left")
+    return table
+
+
+def results_table(rows: Sequence[Mapping[str, Any]]) -> Group:
     """Return the final comparison, one line per network: accuracy on both splits, and seconds of training."""
-    table = Table(title="Accuracy of the finished networks", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("network", no_wrap=True)
-    for heading in ("validation", "test", "test loss", "seconds"):
-        table.add_column(heading, justify="right")
+    numbers = ("validation", "test", "test loss", "seconds")
+    table = plain_table("network", *numbers, numbers=numbers)
     for row in rows:
         seconds = row.get("seconds")
         table.add_row(
@@ -24,40 +37,33 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['validation_accuracy']:.4f}",
             f"{row['test_accuracy']:.4f}",
             f"{row['test_loss']:.3f}",
-            f"{seconds:.0f}" if seconds is not None else "–",
+            "–" if seconds is None else f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}",
         )
-    return table
+    return titled("Accuracy of the finished networks", table)
 
 
-def evaluation_table(title: str, results: Mapping[str, Any]) -> Table:
+def evaluation_table(title: str, results: Mapping[str, Any]) -> Group:
     """Return one network's metrics: validation beside test."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("metric")
-    table.add_column("validation", justify="right")
-    table.add_column("test", justify="right")
+    table = plain_table("metric", "validation", "test", numbers=("validation", "test"))
     for name in ("accuracy", "loss", "calibration_error", "images"):
         values = [results[f"{split}_{name}"] for split in ("validation", "test")]
         table.add_row(name.replace("_", " "), *(f"{v:d}" if name == "images" else f"{v:.4f}" for v in values))
     if "test_teacher_agreement" in results:
         table.add_row("agreement with teacher", "–", f"{results['test_teacher_agreement']:.4f}")
-    return table
+    return titled(title, table)
 
 
-def population_table(title: str, population: Population) -> Table:
+def population_table(title: str, population: Population) -> Group:
     """Return where each member stands, best first."""
     complete = [g for g, scores in population.scores.items() if population.live <= scores.keys()]
     lineages = effective_lineages(population, max(complete)) if complete else population.rule.population_size
     done, total = intervals(population)
-    table = Table(
-        title=f"{title}: {done} of {total} intervals, {lineages} of {population.rule.population_size} lineages alive",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for heading in ("member", "epoch", "score", "copied from", "state"):
-        table.add_column(heading, justify="right")
+    numbers = ("member", "epoch", "score", "copied from")
+    table = plain_table(*numbers, "state", numbers=numbers)
     for member, epoch, score, donor, state in sorted(_standings(population), key=lambda row: -(row[2] or 0)):
         table.add_row(str(member), str(epoch), "–" if score is None else f"{score:.4f}", donor, state)
-    return table
+    size = population.rule.population_size
+    return titled(f"{title}: {done} of {total} intervals, {lineages} of {size} lineages alive", table)
 
 
 def intervals(population: Population) -> tuple[int, int]:
@@ -81,13 +87,9 @@ def _standings(population: Population) -> list[tuple[int, int, float | None, str
     return rows
 
 
-def schedule_table(schedule: Schedule) -> Table:
-    """Return a schedule's segments, most likely ops first."""
-    table = Table(
-        title=f"schedule of {schedule.epochs} epochs over {schedule.space.name}", title_justify="left", box=SIMPLE_HEAD
-    )
-    for heading in ("role", "epochs", "ops that can fire (chance, magnitude bin)"):
-        table.add_column(heading)
+def schedule_table(schedule: Schedule) -> Group:
+    """Return a schedule's segments, most likely ops first; epochs count from 1."""
+    table = plain_table("role", "epochs", "ops that can fire: chance/magnitude bin")
     for role, segments in schedule.firing().roles.items():
         start = 0
         for segment in segments:
@@ -97,6 +99,8 @@ def schedule_table(schedule: Schedule) -> Table:
             ]
             more = f", +{len(settings) - 6} more" if len(settings) > 6 else ""
             scalars = "".join(f"; {name} {value:.3g}" for name, value in segment.policy.scalars.items())
-            table.add_row(str(role), f"{start}–{start + segment.epochs}", (", ".join(ops) or "none") + more + scalars)
+            first, last = start + 1, start + segment.epochs
+            epochs = f"{first}–{last}" if first < last else str(first)
+            table.add_row(str(role), epochs, (", ".join(ops) or "none") + more + scalars)
             start += segment.epochs
-    return table
+    return titled(f"Schedule of {schedule.epochs} epochs over {schedule.space.name}", table)

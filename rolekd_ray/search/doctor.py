@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.console import Group
+from rich.markup import escape
 
+from rolekd_ray.reporting.tables import plain_table, titled
 from rolekd_ray.search.member import MEMBER_BYTES
 from rolekd_ray.search.run_directory import PACKAGES, installed_version
 from rolekd_ray.training.precision import has_fast_bfloat16
@@ -17,19 +18,18 @@ from rolekd_ray.training.precision import has_fast_bfloat16
 LEAST_FILES, LEAST_FREE_BYTES = 4096, 2**30
 
 
-def examine(storage: Path) -> tuple[Table, bool]:
+def examine(storage: Path) -> tuple[Group, bool]:
     """Return a table of findings and whether nothing needed is missing.
 
     Args:
         storage: where runs would be written.
     """
     rows = [_python(), *_packages(), *_devices(), _memory(), _storage(storage), _open_files(), _ray()]
-    table = Table(title="What this machine can do", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("what", "found", ""):
-        table.add_column(heading)
+    table = plain_table("what", "found", "")
     for what, found, healthy in rows:
-        table.add_row(what, found, "" if healthy is None else "[green]ok[/green]" if healthy else "[red]missing[/red]")
-    return table, all(healthy is not False for *_, healthy in rows)
+        verdict = "" if healthy is None else "[green]ok[/green]" if healthy else "[red]missing[/red]"
+        table.add_row(escape(what), escape(found), verdict)
+    return titled("What this machine can do", table), all(healthy is not False for *_, healthy in rows)
 
 
 Row = tuple[str, str, bool | None]
@@ -54,9 +54,18 @@ def _devices() -> list[Row]:
 
 
 def _memory() -> Row:
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    members = pages // (2 * MEMBER_BYTES)
-    return "free memory", f"{pages / 2**30:.1f} GiB, room for about {members} members' trials", members >= 2
+    available = _available_bytes()
+    members = available // (2 * MEMBER_BYTES)
+    return "free memory", f"{available / 2**30:.1f} GiB, room for about {members} members' trials", members >= 2
+
+
+def _available_bytes() -> int:
+    """Return the memory that programs can still get: what Linux keeps as a cache of files counts, for it gives way."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # no Linux: all there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _storage(storage: Path) -> Row:

@@ -200,7 +200,7 @@ class Pipeline:
             results = list(map(train_final, plans)) if self.local else _on_ray(train_final, plans, self.settings)
         for (name, _), metrics in zip(trainings, results):
             self.console.print(
-                f"trained {name}: validation accuracy {metrics['validation_accuracy']:.4f}, {metrics['seconds']:.0f} s",
+                f"trained {name}: validation accuracy {metrics['validation_accuracy']:.4f}, {metrics['seconds']:.1f} s",
                 highlight=False,
             )
 

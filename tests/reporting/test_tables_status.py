@@ -103,9 +103,9 @@ def test_schedules_are_shown_by_segment_most_likely_ops_first():
     )
     schedule = Schedule(SPACE, {Role.STUDENT: (Segment(4, Policy()), Segment(56, policy))})
     text = "\n".join(printed(schedule_table(schedule)))
-    assert "schedule of 60 epochs over three_ops" in text
-    assert re.search(r"student\W+0–4\W+none", text)
-    assert re.search(r"student\W+4–60\W+cutout 0\.9/3, rotate 0\.2/7; temperature 3\.14", text)
+    assert "Schedule of 60 epochs over three_ops" in text
+    assert re.search(r"student\W+1–4\W+none", text)
+    assert re.search(r"student\W+5–60\W+cutout 0\.9/3, rotate 0\.2/7; temperature 3\.14", text)
     assert "invert" not in text
 
 
