@@ -242,7 +242,7 @@ class Population:
         members = sorted(self.live & scores.keys())
         self._rng("ties", generation).shuffle(members)
         members.sort(key=scores.__getitem__)
-        # 1e-9: 0.1 * 30 is 3.0000000000000004, and ceil would take a fourth
+        # 1e-9: 0.28 * 25 is 7.000000000000001, and ceil would take an eighth
         count = min(
             rounding(self.rule.quantile * len(members) - (1e-9 if rounding is ceil else -1e-9)), len(members) // 2
         )

@@ -142,12 +142,13 @@ def test_asynchronous_selection_equals_the_reference(percent, size, seed):
     [
         (True, 16, 0.25, 4),
         (True, 5, 0.25, 2),  # ceil(1.25)
-        (True, 30, 0.1, 3),  # 0.1 * 30 is 3.0000000000000004
+        (True, 25, 0.28, 7),  # 0.28 * 25 is 7.000000000000001
         (True, 3, 0.5, 1),  # ceil(1.5) is cut to half: nobody both gives and takes
         (True, 2, 0.01, 1),
         (False, 5, 0.25, 1),  # floor
         (False, 3, 0.25, 0),
         (False, 10, 0.3, 3),
+        (False, 100, 0.29, 29),  # 0.29 * 100 is 28.999999999999996
     ],
 )
 def test_how_many_copy(synchronous, size, quantile, recipients):

@@ -113,6 +113,20 @@ def test_dropping_the_last_member_waited_for_decides_at_once():
     assert [job.member for job in open_jobs(life.population)] == list(range(7))
 
 
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_a_dropped_member_is_neither_donor_nor_counted(synchronous):
+    """0 and 1 are the best by far, and dropped after they scored."""
+    for seed in range(20):
+        life = new_life(made_rule(seed=seed, population_size=10, quantile=0.25, synchronous=synchronous))
+        for member in (0, 1):
+            life.score(life.population.ask(member), 1 - member / 10)
+        for member in (0, 1):
+            life.tell({"kind": "drop", "member": member, "reason": "fire"})
+        found = play_generation(life, {member: 0.5 - member / 100 for member in range(2, 10)})
+        assert {f.donor for f in found} <= {2, 3}
+        assert {f.recipient for f in found} == ({8, 9} if synchronous else set(range(5, 10)))  # a quarter of 4 is 1
+
+
 def test_a_population_without_members_is_finished():
     life = new_life(made_rule(population_size=2))
     for member in range(2):
