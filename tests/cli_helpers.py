@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image
 
 from rolekd_ray import cli
@@ -136,6 +137,18 @@ def write_network(folder: Path, model: str = "resnet8", *, role: Role = Role.TEA
     description = describe_networks({role: model}, images.image_set, images.statistics, settings)
     save_checkpoint(folder, {"networks": {str(role): network.state_dict()}}, description)
     return folder
+
+
+def write_schedule(file: Path) -> Path:
+    """Write a schedule of both roles over PBA's space whose policies change most images; the student's has a change."""
+
+    def policy(*ops: str) -> list[dict[str, Any]]:
+        return [{"op": op, "probability": 1.0, "magnitude_bin": 8} for op in ops]
+
+    student = [{"epochs": 2, "policy": policy("rotate", "shear_x")}, {"epochs": 2, "policy": policy("invert")}]
+    roles = {"teacher": {"segments": [{"epochs": 4, "policy": policy("solarize")}]}, "student": {"segments": student}}
+    file.write_text(yaml.safe_dump({"format": "rolekd.schedule/1", "space": "cifar10_pba", "roles": roles}))
+    return file
 
 
 def flip_byte(file: Path, place: int = -9) -> None:
