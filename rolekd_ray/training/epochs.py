@@ -12,6 +12,7 @@ from rolekd_ray.augment.randomness import stream_key
 from rolekd_ray.config import Settings
 from rolekd_ray.distill.losses import Outputs, weighted_loss
 from rolekd_ray.distill.views import network_views
+from rolekd_ray.errors import DataError
 from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.space import SearchSpace
@@ -177,7 +178,13 @@ def _dtype_of(network: nn.Module) -> torch.dtype:
 def new_trainer(
     settings: Settings, data: TrainingData, space: SearchSpace, device: torch.device, teacher: torch.nn.Module | None
 ) -> Trainer:
-    """Return the epoch loop for a run's data; a frozen teacher is folded and put into the compute format."""
+    """Return the epoch loop for a run's data; a frozen teacher is folded and put into the compute format.
+
+    Raises:
+        DataError: there are too few images for one batch, so nothing would be trained.
+    """
+    if len(data.train) < 2:
+        raise DataError(f"{data.image_set.name}: got {len(data.train)} training images; expected at least 2")
     dtype = compute_dtype(settings.training.precision, device)
     mean, std = (value.to(device) for value in data.statistics)
     if teacher is not None:

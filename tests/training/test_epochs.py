@@ -7,11 +7,12 @@ from training_helpers import same_tree, some_policy, tiny_settings
 
 from rolekd_ray.augment.randomness import stream_key
 from rolekd_ray.config import Settings
-from rolekd_ray.errors import TrainingError
+from rolekd_ray.errors import DataError, TrainingError
 from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.models.zoo import build_network
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.roles import Role
+from rolekd_ray.training import epochs as epochs_module
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import PoliciesAt, Trainer, new_trainer
 from rolekd_ray.training.evaluation import evaluate
@@ -332,6 +333,20 @@ def test_a_learning_teacher_does_not_notice_its_student(digits, mode):
     assert same_tree(trees[0], trees[1])
 
 
+def test_targets_carry_no_gradient_to_a_teacher_that_learns(digits, monkeypatch):
+    """It would be thrown away, after a backward pass through the teacher."""
+    given = []
+    real = epochs_module.weighted_loss
+    monkeypatch.setattr(epochs_module, "weighted_loss", lambda w, outputs: given.append(outputs) or real(w, outputs))
+    settings = tiny_settings(*BASE)
+    trainer_of(settings, digits).train(
+        learner(settings, tuple(Role)), policies, end_epoch=1, total_epochs=1, stream="a"
+    )
+    targets = [outputs.logits_teacher for outputs in given if outputs.logits_teacher is not None]
+    assert len(targets) == 2 and not any(target.requires_grad for target in targets)
+    assert all(outputs.logits_student.requires_grad for outputs in given)
+
+
 # ---- settings and scalars
 
 
@@ -379,6 +394,12 @@ def test_of_several_policies_the_heaviest_ones_scalars_hold(digits):
         trainer_of(settings, digits).train(one, at, end_epoch=1, total_epochs=10**9, stream="a")
         rates[weights] = one.optimizers[Role.STUDENT].param_groups[0]["lr"]
     assert rates == {(0.7, 0.3): pytest.approx(0.01), (0.3, 0.7): pytest.approx(0.02)}
+
+
+def test_one_image_is_no_batch():
+    settings = tiny_settings()
+    with pytest.raises(DataError, match="digits train: got 1 training images; expected at least 2"):
+        trainer_of(settings, open_training_data(settings.data, train=1))
 
 
 def test_a_loss_that_is_not_finite_names_stream_epoch_and_loss(digits):
