@@ -45,6 +45,8 @@ def test_every_shipped_file_parses_and_names_its_source(file):
     for section, values in given.items():  # nothing that stands in the file is lost
         if section not in ("space", "source"):
             plain = json.loads(settings.model_dump_json())[section]
+            if section == "data" and "path" in values:
+                values["path"] = str(Path(values["path"]).absolute())
             assert plain == {**plain, **values} if isinstance(values, dict) else plain == values
 
 
@@ -59,6 +61,17 @@ def test_quickstart_is_the_default_and_a_folder_of_its_name_hides_nothing(tmp_pa
 def test_an_empty_mapping_is_all_defaults():
     assert parsed("{}") == Settings()
     assert Settings().network(Role.TEACHER).model == "resnet20" and Settings().network(Role.STUDENT).model == "resnet8"
+
+
+def test_relative_paths_are_read_from_the_current_folder_once_and_for_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    settings = load_settings("quickstart", ["data.path=some/folder", "teacher.checkpoint=~/net"])
+    assert settings.data.path == tmp_path / "some" / "folder"
+    assert settings.teacher.checkpoint == tmp_path / "home" / "net"
+    (tmp_path / "config.yaml").write_text(settings_text(settings))
+    monkeypatch.chdir("/")
+    assert load_settings(tmp_path / "config.yaml") == settings, "a run can be gone on with from anywhere"
 
 
 def test_final_trainings_are_as_long_as_the_search_unless_told():
@@ -105,6 +118,8 @@ def test_settings_are_frozen():
         ("search: {quantile: 0.6}", "search.quantile: got 0.6; expected less than or equal to 0.5."),
         ("search: {quantile: 0}", "search.quantile: got 0; expected greater than 0."),
         ("search: {epochs: 0}", "search.epochs: got 0; expected greater than or equal to 1."),
+        ("slots: {gpus: 1.5}", "slots.gpus: got 1.5; expected a share below 1 or a whole number"),
+        ("slots: {gpus: -1}", "slots.gpus: got -1; expected greater than or equal to 0."),
         ("teacher: {model: 20}", "teacher.model: got 20; expected a valid string."),
         ("distill: {losses: {cross-entropy: -1}}", "distill.losses.cross-entropy: got -1; expected greater than or"),
         ("distill: {losses: {}}", "distill.losses: got {}; "),
@@ -299,7 +314,7 @@ text = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_s
 losses_given = st.dictionaries(text, st.floats(0, 1e6), min_size=1, max_size=3)
 
 
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=20, deadline=None)
 @given(st.floats(1e-12, 1e12), st.integers(-(2**40), 2**40), text, text, losses_given)
 def test_any_values_come_back(rate, seed, source, model, losses):
     given = {

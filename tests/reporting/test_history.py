@@ -138,6 +138,17 @@ def test_what_was_deleted_comes_back_and_what_is_there_stays(tmp_path):
     assert rows(tmp_path) == before
 
 
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"nothing of the kind"])
+def test_what_was_damaged_is_made_anew(tmp_path, damage):
+    ledger = new_ledger(tmp_path)
+    play(ledger)
+    ledger.close()
+    before = rows(tmp_path)
+    (tmp_path / "history" / "generation-0001.parquet").write_bytes(damage)
+    new_ledger(tmp_path).close()
+    assert rows(tmp_path) == before
+
+
 def test_metrics_that_only_some_rows_have_are_columns(tmp_path):
     ledger = new_ledger(tmp_path, population_size=2, roles=(Role.STUDENT,))
     for member in range(2):

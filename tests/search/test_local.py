@@ -113,7 +113,7 @@ def test_a_search_killed_again_and_again_ends_as_one_left_alone(tmp_path, synchr
             [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "killed"), str(synchronous)],
             env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        for _ in range(rng.randrange(2, 14)):
+        for _ in range(rng.randrange(4, 22)):
             last = process.stdout.readline().strip()
             assert last, "the search ended by an error"
             if last == "end":
