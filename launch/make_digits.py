@@ -5,7 +5,7 @@ The images are the test part of the "Optical Recognition of Handwritten Digits" 
 0..16. Changed here: values become 0..255, images become PNG, and 600 of them, drawn by class, become our test split.
 The writers of the two splits overlap.
 
-    python launch/make_digits.py            # needs scikit-learn: pip install rolekd_ray[data]
+    python launch/make_digits.py            # needs scikit-learn: pip install rolekd_ray[digits]
 
 Run twice with the same versions of pyarrow and Pillow, it writes the same bytes.
 """

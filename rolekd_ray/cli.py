@@ -199,7 +199,7 @@ def train(
     """Replay a schedule on full data, another network, another length."""
     from rolekd_ray.errors import CheckpointError
     from rolekd_ray.policy.schedule import load_schedule
-    from rolekd_ray.search.preflight import check_inputs
+    from rolekd_ray.search.preflight import check_inputs, check_teacher
     from rolekd_ray.training.final import FinalTraining, train_final
 
     extra = [f"final.epochs={epochs}"] * (epochs is not None) + [f"{role}.model={model}"] * (model is not None)
@@ -209,7 +209,9 @@ def train(
     loaded = _variant(load_schedule(schedule), variant) if schedule is not None else None
     if loaded is not None and role not in loaded.roles:
         raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
-    check_inputs(settings, local=True)
+    data = check_inputs(settings, local=True)
+    if teacher is not None:
+        check_teacher(teacher, settings.data, data)
     training = FinalTraining(settings, role, output, loaded, teacher)
     plan = training.plan()
     if output.exists() and not training.finished(plan):
@@ -272,12 +274,15 @@ def main() -> None:
 def _start(
     verb: str, config: str, overrides: list[str], storage: Path, name: str | None, seed: int | None, local: bool
 ) -> None:
-    from rolekd_ray.search.preflight import check_inputs
+    from rolekd_ray.search.pipeline import hardware
+    from rolekd_ray.search.preflight import check_inputs, check_search
     from rolekd_ray.search.run_directory import create_run
 
     settings = _settings(config, overrides, seed)
     check_inputs(settings, local=local, evaluated=verb == "run")
-    _execute(create_run(storage, name, settings, verb=verb), verb, local)
+    check_search(settings)
+    with hardware(settings, local=local):
+        _execute(create_run(storage, name, settings, verb=verb), verb, local)
 
 
 def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | None = None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rolekd_ray.errors import ConfigError, suggest, unknown_name
 from rolekd_ray.files import dump_yaml, parse_yaml, read_yaml
@@ -117,7 +117,14 @@ class SlotSettings(Section):
     """`auto`: as many as the machine or cluster holds, at most one per member."""
     cpus: Positive = 1.0
     gpus: NotNegative = 0.0
-    """Per slot; a fraction shares one GPU among slots."""
+    """Per slot: a share of one GPU, below 1, or a whole number of GPUs."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _share_or_whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("expected a share below 1 or a whole number")
+        return gpus
 
 
 class Settings(Section):
@@ -215,8 +222,10 @@ def _with_absolute_paths(settings: Settings) -> Settings:
     data, teacher = settings.data, settings.teacher
     return settings.model_copy(
         update={
-            "data": data.model_copy(update={"path": data.path and data.path.absolute()}),
-            "teacher": teacher.model_copy(update={"checkpoint": teacher.checkpoint and teacher.checkpoint.absolute()}),
+            "data": data.model_copy(update={"path": data.path and data.path.expanduser().absolute()}),
+            "teacher": teacher.model_copy(
+                update={"checkpoint": teacher.checkpoint and teacher.checkpoint.expanduser().absolute()}
+            ),
         }
     )
 

@@ -49,7 +49,7 @@ def sharpness(images: Tensor, factors: Tensor, centres: Tensor, fill: Tensor) ->
     if min(images.shape) == 0 or min(height, width) <= 2:
         return images
     # Sums run along all images as one line, which is vectorised; only border pixels see another row or image.
-    values = images.float()
+    values = images.float().contiguous()
     line = values.view(-1)
     middle = line[width + 1 : -width - 1]
     rows = (line[:-2] + line[1:-1]).add_(line[2:])

@@ -55,7 +55,7 @@ class History:
     def _write(self, generation: int) -> None:
         rows = self.rows.pop(generation)
         file = self.folder / f"generation-{generation:04d}.parquet"
-        if file.exists() and pq.read_metadata(file).num_rows == len(rows):
+        if _rows_in(file) == len(rows):
             return  # told again after a restart
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f".{file.name}.{uuid4().hex[:8]}")
@@ -64,6 +64,13 @@ class History:
         donors = table["donor"].cast(pa.int64())
         pq.write_table(table.set_column(table.column_names.index("donor"), "donor", donors), aside)
         os.replace(aside, file)
+
+
+def _rows_in(file: Path) -> int | None:
+    try:
+        return pq.read_metadata(file).num_rows
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None  # not there, or damaged: derived files are made anew
 
 
 def history_row(job: Job, record: Mapping[str, Any], population: Population) -> dict[str, Any]:

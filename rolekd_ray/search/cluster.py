@@ -10,7 +10,7 @@ import ray
 
 from rolekd_ray.config import SlotSettings
 from rolekd_ray.errors import ConfigError
-from rolekd_ray.search.member import NAMESPACE
+from rolekd_ray.search.member import MEMBER_BYTES, NAMESPACE
 
 
 @contextmanager
@@ -35,19 +35,31 @@ def slot_count(settings: SlotSettings, population_size: int) -> int:
     """Return how many slots to start.
 
     Raises:
-        ConfigError: not even one fits on any node, or fewer fit than asked for; gives the numbers.
+        ConfigError: not even one fits on any node, fewer fit than asked for, or there is no memory for the members'
+            trials; gives the numbers.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fitting = sum(
-        floor(
-            min(node.get("CPU", 0) / settings.cpus, node.get("GPU", 0) / settings.gpus if settings.gpus else 1e9) + 1e-9
-        )
-        for node in nodes
-    )
+    fitting = sum(_fitting(node, settings) for node in nodes)
     have = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes]
     if fitting == 0 or (settings.count != "auto" and settings.count > fitting):
         raise ConfigError(
             f"slots: got count {settings.count} of {settings.cpus:g} CPUs and {settings.gpus:g} GPUs each; expected at "
             f"most {fitting}, for the nodes have {'; '.join(have)}"
         )
+    members = sum(int(node.get("memory", 0) // MEMBER_BYTES) for node in nodes)
+    if population_size > members:
+        raise ConfigError(
+            f"search.population_size: got {population_size}; expected at most {members}, for a member's trial takes "
+            f"{MEMBER_BYTES / 2**20:.0f} MiB of memory"
+        )
     return min(fitting, population_size) if settings.count == "auto" else settings.count
+
+
+def _fitting(node: dict[str, float], settings: SlotSettings) -> int:
+    by_cpu = floor(node.get("CPU", 0) / settings.cpus + 1e-9)
+    if not settings.gpus:
+        return by_cpu
+    gpus = node.get("GPU", 0)
+    # A share of a GPU lies on one GPU: two GPUs hold four slots of 0.4, not five
+    by_gpu = floor(gpus) * floor(1 / settings.gpus + 1e-9) if settings.gpus < 1 else floor(gpus / settings.gpus)
+    return min(by_cpu, by_gpu)

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from rolekd_ray.errors import InputError, TrainingError
 from rolekd_ray.policy.population import Job, Population, policies_to_dict
 from rolekd_ray.search.log import LogReader
 
 log = logging.getLogger(__name__)
+
+MOST_DEATHS = 10
+"""So many slots may die over one interval before it is taken for the cause."""
 
 
 class Dispatcher:
@@ -22,7 +25,7 @@ class Dispatcher:
         folder: the search's folder.
         slots: names of the slots' actors.
         max_failures: how often an interval may fail by an error of its own before its member is given up. Deaths of
-            slots do not count: they say nothing about the member.
+            slots do not count, for they say little about the member, unless there are `MOST_DEATHS`.
     """
 
     def __init__(self, folder: Path, slots: list[str], max_failures: int):
@@ -31,6 +34,7 @@ class Dispatcher:
         self.free: dict[Any, str | None] = {ray.get_actor(slot): None for slot in slots}  # slot -> state it holds
         self.waiting: list[tuple[str | None, asyncio.Future]] = []  # (state wanted, who gets the slot)
         self.running: dict[tuple[int, int], asyncio.Task] = {}
+        self.reviving: dict[Any, asyncio.Future] = {}  # held here, for the event loop holds tasks weakly
         self.fatal: InputError | None = None
         self.log = LogReader(folder)
         self.population = Population.replay(self.log.read())
@@ -77,22 +81,16 @@ class Dispatcher:
 
     async def _train(self, job: Job) -> dict[str, Any] | None:
         """Have some slot train the job, whatever dies meanwhile."""
-        failures = 0
-        while self.fatal is None:
+        failures = deaths = 0
+        while True:
             slot = await self._acquire(job.source)
-            held = None
+            if self.fatal is not None:
+                self._release(slot, None)
+                return None
             try:
                 metrics = await slot.train.remote(job)
-                held = job.state
-                return {
-                    "generation": job.generation,
-                    "epoch": job.end_epoch,
-                    "donor": job.donor,
-                    "score": metrics["score"],
-                    "metrics": metrics,
-                    "policies": policies_to_dict(job.policies, self.population.rule.space),
-                }
             except RayTaskError as error:
+                self._release(slot, None)
                 cause = error.cause
                 if isinstance(cause, InputError):  # bad data, a full disk: no member's fault, nobody can go on
                     await self._stop(cause)
@@ -102,12 +100,25 @@ class Dispatcher:
                 # A loss that is not finite follows from the job alone; doing it again would give the same
                 if isinstance(cause, TrainingError) or failures > self.max_failures:
                     return {"failed": f"{type(cause).__name__}: {cause}"}
-            except RayActorError:
-                log.warning("a slot died while it trained %s; the interval is repeated", job.state)
-                await self._revived(slot)
-            finally:
-                self._release(slot, held)
-        return None
+            except RayError as error:  # the slot's process is gone; another slot repeats the interval
+                self.reviving[slot] = asyncio.ensure_future(self._revive(slot))
+                deaths += 1
+                log.warning("a slot died while it trained %s: %s", job.state, error)
+                if deaths > MOST_DEATHS:
+                    return {"failed": f"its interval ended with the death of its slot {deaths} times: {error}"}
+            else:
+                self._release(slot, job.state)
+                return self._outcome(job, metrics)
+
+    def _outcome(self, job: Job, metrics: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "generation": job.generation,
+            "epoch": job.end_epoch,
+            "donor": job.donor,
+            "score": metrics["score"],
+            "metrics": metrics,
+            "policies": policies_to_dict(job.policies, self.population.rule.space),
+        }
 
     async def _acquire(self, state: str | None) -> Any:
         """Return a free slot, best the one that holds the state; waits its turn if all are busy."""
@@ -128,14 +139,21 @@ class Dispatcher:
         index = next((i for i, (state, _) in enumerate(self.waiting) if held is not None and state == held), 0)
         self.waiting.pop(index)[1].set_result(slot)
 
-    async def _revived(self, slot: Any) -> None:
-        """Wait until Ray has restarted a slot's process."""
+    async def _revive(self, slot: Any) -> None:
+        """Take a slot back into service once Ray has restarted its process; the others go on meanwhile."""
         while True:
             try:
                 await slot.prepare.remote()
-                return
-            except RayActorError:
+            except RayTaskError as error:
+                if isinstance(error.cause, InputError):
+                    await self._stop(error.cause)
+                log.warning("a restarted slot cannot build its worker: %s", error.cause)
+                await asyncio.sleep(5)
+            except RayError:
                 await asyncio.sleep(0.2)
+            else:
+                self._release(slot, None)
+                return
 
     async def _stop(self, error: InputError) -> None:
         self.fatal = error

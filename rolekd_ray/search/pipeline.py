@@ -5,7 +5,8 @@ Every stage finds what an earlier try left behind and goes on from there, so `re
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from rolekd_ray.config import Settings
-from rolekd_ray.errors import ConfigError, RunDirectoryError
+from rolekd_ray.errors import ConfigError, RolekdError, RunDirectoryError
 from rolekd_ray.files import write_atomically
 from rolekd_ray.policy.lineage import schedule_of
 from rolekd_ray.policy.population import Population
@@ -26,7 +27,7 @@ from rolekd_ray.search.evaluation import evaluate_checkpoint
 from rolekd_ray.search.lock import take_lock
 from rolekd_ray.search.log import LOG, read_log
 from rolekd_ray.search.population_search import best_state, search_population
-from rolekd_ray.search.preflight import check_device, check_inputs
+from rolekd_ray.search.preflight import check_device, check_inputs, check_search
 from rolekd_ray.search.run_directory import RunDirectory, create_run, open_run
 from rolekd_ray.training.final import FinalTraining, train_final
 
@@ -65,8 +66,10 @@ def start_run(
         RolekdError: what went wrong later; `resume_run` can go on from there.
     """
     check_inputs(settings, local=local, evaluated=verb == "run")
-    run = create_run(storage, name, settings, verb=verb)
-    return Pipeline(run, local=local, console=console or Console(quiet=True)).execute(verb)
+    check_search(settings)
+    with hardware(settings, local=local):
+        run = create_run(storage, name, settings, verb=verb)
+        return Pipeline(run, local=local, console=console or Console(quiet=True)).execute(verb)
 
 
 def resume_run(
@@ -81,6 +84,24 @@ def resume_run(
     run = open_run(path)
     pipeline = Pipeline(run, local=local, console=console or Console(quiet=True))
     return pipeline.execute(run.environment()["verb"], epochs=epochs)
+
+
+@contextmanager
+def hardware(settings: Settings, *, local: bool) -> Iterator[None]:
+    """Start or join Ray, unless `local`, and refuse what does not fit before anything is written.
+
+    Raises:
+        ConfigError: slots or members do not fit on what there is.
+    """
+    if local:
+        check_device(settings)
+        yield
+        return
+    from rolekd_ray.search.cluster import ray_session, slot_count
+
+    with ray_session():
+        slot_count(settings.slots, settings.search.population_size)
+        yield
 
 
 class Pipeline:
@@ -110,13 +131,7 @@ class Pipeline:
         with take_lock(self.run.path / "run.lock"):
             if epochs is not None:
                 self._prolong(epochs)
-            if self.local:
-                check_device(self.settings)  # a run may go on on another machine
-                return self._execute(verb)
-            from rolekd_ray.search.cluster import ray_session, slot_count
-
-            with ray_session():
-                slot_count(self.settings.slots, self.settings.search.population_size)  # refuse before any training
+            with hardware(self.settings, local=self.local):  # a run may go on on another machine
                 return self._execute(verb)
 
     def _execute(self, verb: str) -> Outcome:
@@ -132,6 +147,8 @@ class Pipeline:
         search = self.settings.search.model_copy(update={"epochs": epochs})
         self.settings = self.settings.model_copy(update={"search": search})
         self.run.set_settings(self.settings)
+        if epochs > least:
+            self.run.schedule.unlink(missing_ok=True)  # no longer the best: until the end, the log knows better
 
     def search(self) -> Outcome:
         """Search schedules by the protocol; write `best/schedule.yaml`."""
@@ -152,8 +169,8 @@ class Pipeline:
             folder, teacher = self.run.path / "teacher", self.run.teacher.absolute()
             file = folder / "schedule.yaml"
             if not file.exists():
-                # A teacher's search keeps its own length: a prolonged run prolongs the student's search alone
-                schedule, _ = self._population(folder, (Role.TEACHER,), "teacher")
+                # A prolonged run prolongs the student's search alone
+                schedule, _ = self._population(folder, (Role.TEACHER,), "teacher", prolong=False)
                 write_atomically(file, schedule_text(schedule))
             found = [load_schedule(file)]
             if not teacher.exists():
@@ -228,7 +245,10 @@ def _on_ray(function: Callable, arguments: Sequence[Any], settings: Settings) ->
     import ray
 
     task = ray.remote(num_cpus=settings.slots.cpus, num_gpus=settings.slots.gpus, max_retries=3)(function)
-    return ray.get([task.remote(argument) for argument in arguments])
+    try:
+        return ray.get([task.remote(argument) for argument in arguments])
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, RolekdError) else error) from None
 
 
 def _dropped(population: Population) -> list[str]:

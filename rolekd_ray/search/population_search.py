@@ -41,17 +41,19 @@ def search_population(
     teacher: Path | None = None,
     fixed: Schedule | None = None,
     local: bool = False,
+    prolong: bool = True,
     observers: Sequence[Observer] = (),
 ) -> tuple[Schedule, Population]:
     """Search schedules for these roles, or go on with the search that lies in the folder.
 
     Args:
         folder: gets log, states and what is derived from them.
-        settings: `search.epochs` above the log's goal prolongs the search.
+        settings: of the run.
         roles: are trained and evolve; the last one's validation accuracy is the fitness.
         teacher: checkpoint of the frozen teacher, where only the student is trained.
         fixed: policies of roles that do not evolve.
         local: in this process, without Ray; else Ray must be initialised.
+        prolong: move the log's goal to `search.epochs`; else the search keeps the goal it began with.
         observers: see `Ledger`.
 
     Returns:
@@ -67,9 +69,9 @@ def search_population(
     ledger = Ledger(folder, rule_of(settings, roles), observers)
     try:
         population = ledger.population
-        if settings.search.epochs > population.epochs:
+        if prolong and settings.search.epochs > population.epochs:
             ledger.extend(settings.search.epochs)
-        elif settings.search.epochs < population.epochs:
+        elif prolong and settings.search.epochs < population.epochs:
             raise ConfigError(
                 f"search.epochs: got {settings.search.epochs}; expected at least {population.epochs}, the run's goal"
             )

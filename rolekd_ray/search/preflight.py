@@ -1,6 +1,7 @@
 """What is checked before anything is written or started, so that a run does not fail after an hour."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -10,8 +11,10 @@ from rolekd_ray.distill.losses import check_losses
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError
 from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
+from rolekd_ray.training.checkpoint import read_description
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.networks import load_network
+from rolekd_ray.training.precision import compute_dtype
 
 
 def check_names(settings: Settings) -> None:
@@ -56,9 +59,46 @@ def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = F
     if settings.teacher.checkpoint is not None:
         try:
             load_network(settings.teacher.checkpoint, Role.TEACHER, model=settings.teacher.model, **sizes)
+            check_teacher(settings.teacher.checkpoint, settings.data, data)
         except CheckpointError as error:
             raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
     return data
+
+
+def check_search(settings: Settings) -> None:
+    """Check that what evolves can have an effect, and say what the hardware is slow at.
+
+    Raises:
+        ConfigError: the student's policy would reach no network.
+    """
+    if settings.search.protocol == "sequential" and settings.distill.view_mode == "shared_teacher":
+        raise ConfigError(
+            "distill.view_mode: got 'shared_teacher'; expected another one for the protocol sequential, whose second "
+            "search evolves the student's policy: no network would see its view. Or search.protocol: coevolve."
+        )
+    compute_dtype(settings.training.precision, torch.device("cuda" if settings.slots.gpus else "cpu"))  # warns here
+
+
+def check_teacher(folder: Path, settings: DataSettings, data: TrainingData) -> None:
+    """Check that a teacher was made for these images and has not seen the ones that are held out.
+
+    Raises:
+        CheckpointError: it normalises otherwise, or another part of the same dataset was held out from it.
+    """
+    description = read_description(folder)
+    theirs, problems = description["data"], []
+    same = theirs["source"] == settings.source and (settings.path is None or theirs["path"] == str(settings.path))
+    for key in ("validation", "split_seed") if same else ():
+        if theirs[key] != getattr(settings, key):
+            problems.append(
+                f"{folder}: data.{key}: got {theirs[key]!r}; expected {getattr(settings, key)!r}, or it has learned "
+                "from images that are held out here"
+            )
+    for key, ours in zip(("mean", "std"), data.statistics):
+        if not problems and (torch.tensor(description[key]) - ours).abs().max() > 0.01:
+            problems.append(f"{folder}: {key} of its images: got {description[key]}; expected {ours.tolist()}")
+    if problems:
+        raise CheckpointError(*problems)
 
 
 def check_device(settings: Settings) -> None:

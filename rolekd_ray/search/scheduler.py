@@ -4,6 +4,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from rolekd_ray.errors import RolekdError
 from rolekd_ray.policy.population import policies_to_dict
 from rolekd_ray.search.ledger import Ledger
 
@@ -20,6 +21,8 @@ class PopulationScheduler(FIFOScheduler):
         self.ledger = ledger
         ledger.decided = lambda: dispatcher.refresh.remote()  # it reads the log and makes the same decision
         self.trials: dict[int, Any] = {}
+        self.error: RolekdError | None = None
+        """What stopped the search, such as a full disk: Tune would pass on its text alone."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its scheduler now and then; ours holds open files, and the log is all it needs."""
@@ -32,6 +35,13 @@ class PopulationScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Take a row into the log; the rule's decisions follow from that."""
+        try:
+            return self._take(trial, result)
+        except RolekdError as error:
+            self.error = error
+            raise
+
+    def _take(self, trial: Any, result: dict[str, Any]) -> str:
         member, population = trial.config["member"], self.ledger.population
         if "failed" in result:
             self.ledger.drop(member, result["failed"])

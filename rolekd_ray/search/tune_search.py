@@ -8,10 +8,13 @@ from uuid import uuid4
 
 import ray
 from ray import tune
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.error import TuneError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rolekd_ray.config import SearchSettings, SlotSettings
+from rolekd_ray.errors import ConfigError, RolekdError
 from rolekd_ray.search.cluster import slot_count
 from rolekd_ray.search.dispatcher import Dispatcher
 from rolekd_ray.search.ledger import Ledger
@@ -19,6 +22,8 @@ from rolekd_ray.search.member import Member
 from rolekd_ray.search.scheduler import PopulationScheduler
 from rolekd_ray.slots.actor import Slot
 from rolekd_ray.slots.interface import Worker
+
+SLOT_START_SECONDS = 300
 
 
 def run_on_ray(
@@ -37,7 +42,7 @@ def run_on_ray(
         InputError: whatever made all members unable to go on, such as a full disk.
     """
     population = ledger.population
-    members = sorted(member for member in population.live if population.ask(member) or not _at_goal(ledger, member))
+    members = [m for m in sorted(population.live) if not population.reported(m, population.generations - 1)]
     if not members:
         return
     key = uuid4().hex[:8]
@@ -51,9 +56,9 @@ def run_on_ray(
     )
     try:
         # Slots first: 16 trials that start at once would keep the first interval waiting for half a minute
-        ray.get([slot.prepare.remote() for slot in actors.values()])
+        _prepare(list(actors.values()))
         ray.get(dispatcher.refresh.remote())
-        _tuner(ledger, dispatcher, name, members, search).fit()
+        _fit(PopulationScheduler(ledger, dispatcher), ledger, name, members, search)
         failure = ray.get(dispatcher.failure.remote())
         if failure is not None:
             raise failure
@@ -69,13 +74,36 @@ def _start_slots(count: int, settings: SlotSettings, make_worker: Callable[[], W
     return {name: ray.remote(Slot).options(name=name, **options).remote(make_worker) for name in names}
 
 
-def _tuner(ledger: Ledger, dispatcher: Any, name: str, members: list[int], search: SearchSettings) -> Tuner:
+def _prepare(slots: list[Any]) -> None:
+    """Wait until all slots have built their workers."""
+    try:
+        ray.get([slot.prepare.remote() for slot in slots], timeout=SLOT_START_SECONDS)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, RolekdError) else error) from None
+    except GetTimeoutError:
+        raise ConfigError(
+            f"slots: {len(slots)} were not up after {SLOT_START_SECONDS} s; expected a cluster with that much free"
+        ) from None
+
+
+def _fit(scheduler: PopulationScheduler, ledger: Ledger, name: str, members: list[int], search: SearchSettings) -> None:
+    try:
+        _tuner(scheduler, ledger, name, members, search).fit()
+    except TuneError as error:
+        if scheduler.error is not None:
+            raise scheduler.error from None
+        raise RolekdError(f"Ray Tune stopped: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _tuner(
+    scheduler: PopulationScheduler, ledger: Ledger, name: str, members: list[int], search: SearchSettings
+) -> Tuner:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     return Tuner(
         Member,
         param_space={"member": tune.grid_search(members), "dispatcher": name},
         tune_config=TuneConfig(
-            scheduler=PopulationScheduler(ledger, dispatcher),
+            scheduler=scheduler,
             trial_name_creator=lambda trial: f"member-{trial.config['member']:03d}",
             trial_dirname_creator=lambda trial: f"member-{trial.config['member']:03d}",
         ),
@@ -87,7 +115,3 @@ def _tuner(ledger: Ledger, dispatcher: Any, name: str, members: list[int], searc
             verbose=0,
         ),
     )
-
-
-def _at_goal(ledger: Ledger, member: int) -> bool:
-    return ledger.population.reported(member, ledger.population.generations - 1)

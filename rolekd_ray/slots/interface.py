@@ -1,6 +1,7 @@
 """What a search hands to a slot, and what it expects of the worker inside. Imports no torch."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ class Task:
     teacher: Path | None = None
     fixed: Schedule | None = None
 
-    @property
+    @cached_property
     def space(self) -> SearchSpace:
         """The search space."""
         return self.settings.search_space()

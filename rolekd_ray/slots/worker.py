@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rolekd_ray.errors import CheckpointError
+from rolekd_ray.errors import CheckpointError, StorageError
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.population import Job
 from rolekd_ray.roles import Role
@@ -62,7 +62,14 @@ class TrainingWorker:
             "validation_seconds": time.perf_counter() - trained,
         }
         tree = learner.tree()
-        save_checkpoint(folder, tree, self._description | {"job": plain, "metrics": metrics})
+        try:
+            save_checkpoint(folder, tree, self._description | {"job": plain, "metrics": metrics})
+        except StorageError:
+            # After the dispatcher's death two slots may train one job; they write the same, and one of them loses
+            stored = self._stored_metrics(folder, plain)
+            if stored is None:
+                raise
+            return stored
         self._held = (job.state, tree)
         return metrics
 

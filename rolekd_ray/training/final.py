@@ -1,5 +1,6 @@
 """Final trainings: one network trained to the end under a schedule, on all images that are not held out."""
 
+import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class FinalTraining:
     def plan(self) -> dict[str, Any]:
         """Return what the result depends on, as plain data: equal plans give equal networks."""
         settings = self.settings.model_dump(mode="json", exclude={"source", "search", "slots", "final", "space"})
-        return {
+        plan = {
             "role": str(self.role),
             "epochs": self.epochs,
             "train": self.settings.final.train,
@@ -51,6 +52,7 @@ class FinalTraining:
             "teacher": read_description(self.teacher).get("plan", str(self.teacher)) if self.teacher else None,
             "settings": settings,
         }
+        return json.loads(json.dumps(plan))  # as a checkpoint gives it back: keys of JSON are text
 
     def finished(self, plan: dict[str, Any]) -> dict[str, Any] | None:
         """Return the metrics of a checkpoint that this very plan led to; None if there is none."""
