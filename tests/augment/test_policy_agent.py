@@ -139,6 +139,17 @@ def test_a_view_is_its_ops_one_after_the_other(counts):
         assert torch.equal(image[0], views[n]), (n, rows)
 
 
+@pytest.mark.parametrize("op", [op for op in NAMES if op != "cutout"])
+def test_every_magnitude_of_every_op_is_applied(op):
+    """Also those that come out as nothing, which the agent skips."""
+    made, indices, space = images(12, (3, 16, 16)), torch.arange(12), space_of((0.0, 1.0))
+    for magnitude_bin in range(space.magnitude_bins):
+        single = agent(Policy((OpSetting(op, 10, magnitude_bin),)), space)
+        signs = sample_ops(single, indices, **AT)[2][:, 0]
+        magnitudes = signs.double() * (space.magnitude(op, magnitude_bin) or 0.0)
+        assert torch.equal(single(made, indices, **AT), OPS[op](made, magnitudes, torch.zeros(12, 2), FILL))
+
+
 def test_cutout_squares_fall_anywhere():
     space = space_of((0.0, 1.0))
     white = torch.full((4000, 1, 8, 8), 255, dtype=torch.uint8)
