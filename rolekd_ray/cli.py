@@ -150,7 +150,7 @@ def export_(
     if format == ExportFormat.TORCHVISION:
         from rolekd_ray.augment.torchvision_transform import export_source
 
-        text = export_source(schedule_spec(schedule, role))
+        text = export_source(schedule_spec(schedule, role) | _fill(run))
     else:
         writers: dict[ExportFormat, Callable[[], str]] = {
             ExportFormat.YAML: lambda: schedule_text(schedule),
@@ -226,12 +226,17 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A network's checkpoint, or a member's state in a run.")],
     role: Annotated[Role, typer.Option(help="Whose network, where there are two.")] = Role.STUDENT,
     teacher: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Checkpoint to compare answers with.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the dataset lies now, if it moved.")
+    ] = None,
 ) -> None:
     """Accuracy, calibration, agreement with a teacher, on test images."""
     from rolekd_ray.reporting.tables import evaluation_table
     from rolekd_ray.search.evaluation import evaluate_checkpoint
 
-    out.print(evaluation_table(str(checkpoint), evaluate_checkpoint(checkpoint, role=role, teacher=teacher)))
+    out.print(
+        evaluation_table(str(checkpoint), evaluate_checkpoint(checkpoint, role=role, teacher=teacher, moved=data))
+    )
 
 
 @app.command()
@@ -332,6 +337,19 @@ def _best_schedule(path: Path) -> "Schedule":
     return schedule_so_far(open_run(path))
 
 
+def _fill(path: Path) -> dict[str, list[int]]:
+    """Return the colour that a run fills uncovered pixels with; nothing for a schedule file, which does not know it."""
+    from rolekd_ray.errors import CheckpointError
+    from rolekd_ray.training.checkpoint import read_description
+
+    for folder in (path / "best" / "student", path / "best" / "teacher", *sorted((path / "states").glob("[0-9]*"))):
+        try:
+            return {"fill": [round(255 * mean) for mean in read_description(folder)["mean"]]}
+        except CheckpointError:
+            continue
+    return {}
+
+
 def _variant(schedule: "Schedule", variant: Variant) -> "Schedule":
     if variant == Variant.FLATTENED:
         return schedule.flatten()
@@ -339,16 +357,12 @@ def _variant(schedule: "Schedule", variant: Variant) -> "Schedule":
 
 
 def _write(text: str, output: Path | None) -> None:
-    from rolekd_ray.errors import StorageError
     from rolekd_ray.files import write_atomically
 
     if output is None:
         sys.stdout.write(text)
         return
-    try:
-        write_atomically(output, text)
-    except OSError as error:
-        raise StorageError(f"{output}: cannot be written: {error.strerror}") from error
+    write_atomically(output, text)
     _say(progress, f"wrote {output}")
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rolekd_ray.errors import ConfigError, suggest, unknown_name
+from rolekd_ray.errors import ConfigError, SearchSpaceError, suggest, unknown_name
 from rolekd_ray.files import dump_yaml, parse_yaml, read_yaml
 from rolekd_ray.policy.space import SearchSpace, find_searchspace, load_space, parse_space
 from rolekd_ray.roles import Role
@@ -186,10 +186,12 @@ def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
 
     Raises:
         ConfigError: with every problem found; unknown names come with the nearest known one.
-        SearchSpaceError: no file of `searchspaces/` has this name.
     """
     path = "quickstart" if path is None else path
-    file = Path(path) if Path(path).suffix or Path(path).is_file() else find_searchspace(str(path))
+    try:
+        file = Path(path) if Path(path).suffix or Path(path).is_file() else find_searchspace(str(path))
+    except SearchSpaceError as error:
+        raise ConfigError(*(problem.replace("space: unknown search space", "configuration: unknown file", 1) for problem in error.problems)) from None
     data = read_yaml(file, ConfigError)
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: expected a mapping of sections, got {data!r}")
@@ -248,8 +250,6 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _space_problems(space: object, where: str) -> Sequence[str]:
-    from rolekd_ray.errors import SearchSpaceError
-
     try:
         if isinstance(space, str):
             load_space(space)

@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rolekd_ray.config import Settings, load_settings, parse_settings, settings_text
-from rolekd_ray.errors import ConfigError, InputError, SearchSpaceError
+from rolekd_ray.errors import ConfigError, InputError
 from rolekd_ray.files import parse_yaml, read_yaml
 from rolekd_ray.policy.space import load_space, searchspaces_folder
 from rolekd_ray.roles import Role
@@ -243,7 +243,7 @@ def test_a_file_that_is_no_mapping_is_refused(content, tmp_path):
 def test_a_file_that_is_not_there_is_refused_with_the_nearest_shipped(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load_settings(tmp_path / "mine.yaml")
-    with pytest.raises(SearchSpaceError, match=r"'quickstrt'; expected one of .*Did you mean 'quickstart'\?"):
+    with pytest.raises(ConfigError, match=r"'quickstrt'; expected one of .*Did you mean 'quickstart'\?"):
         load_settings("quickstrt")
     (tmp_path / "broken.yaml").write_text("search: {epochs: 3")
     with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML: .*line 1"):

@@ -17,7 +17,12 @@ from rolekd_ray.training.views import Views
 
 
 def evaluate_checkpoint(
-    folder: Path, data: DataSettings | None = None, *, role: Role = Role.STUDENT, teacher: Path | None = None
+    folder: Path,
+    data: DataSettings | None = None,
+    *,
+    role: Role = Role.STUDENT,
+    teacher: Path | None = None,
+    moved: Path | None = None,
 ) -> dict[str, Any]:
     """Return a checkpoint's metrics on validation and test, and its agreement with a teacher on test.
 
@@ -26,6 +31,7 @@ def evaluate_checkpoint(
         data: the dataset; None: the one the checkpoint was trained on, as it says itself.
         role: whose network, where the checkpoint holds two.
         teacher: another checkpoint to compare answers with; None: the one the checkpoint names, if it lies there.
+        moved: where the dataset lies now, if not where it was.
 
     Raises:
         CheckpointError: missing, damaged, or for other images.
@@ -33,6 +39,7 @@ def evaluate_checkpoint(
     """
     network, description = load_network(folder, role)
     data = data or DataSettings.model_validate_json(json.dumps(description["data"]))
+    data = data if moved is None else data.model_copy(update={"path": moved.absolute()})
     mean, std = torch.tensor(description["mean"]), torch.tensor(description["std"])
     nothing = BaseAugmentationSettings(crop_padding_pixels=0, flip=False, cutout_pixels=0)
     views = Views(nothing, SearchSpace("none", ()), mean, std, seed=0)

@@ -131,6 +131,8 @@ class Pipeline:
         with take_lock(self.run.path / "run.lock"):
             if epochs is not None:
                 self._prolong(epochs)
+            if (self.run.path / LOG).exists() or (self.run.path / "teacher" / LOG).exists():
+                self.run.note_resume(self.settings)
             with hardware(self.settings, local=self.local):  # a run may go on on another machine
                 return self._execute(verb)
 

@@ -65,6 +65,12 @@ class RunDirectory:
             raise RunDirectoryError(f"{file}: verb: got {verb!r}; expected 'run' or 'search'")
         return found
 
+    def note_resume(self, settings: Settings) -> None:
+        """Add to `environment.json` on what the run goes on."""
+        found = self.environment()
+        found.setdefault("resumed", []).append(environment(settings, found["verb"]))
+        write_atomically(self.path / ENVIRONMENT, json.dumps(found, indent=2) + "\n")
+
 
 def create_run(storage: Path, name: str | None, settings: Settings, *, verb: str) -> RunDirectory:
     """Make the directory of a new run.
