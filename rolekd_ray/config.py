@@ -191,7 +191,7 @@ def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
     try:
         file = Path(path) if Path(path).suffix or Path(path).is_file() else find_searchspace(str(path))
     except SearchSpaceError as error:
-        raise ConfigError(*(problem.replace("space: unknown search space", "configuration: unknown file", 1) for problem in error.problems)) from None
+        raise ConfigError(str(error).replace("space: unknown search space", "configuration: unknown file")) from None
     data = read_yaml(file, ConfigError)
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: expected a mapping of sections, got {data!r}")
