@@ -50,14 +50,14 @@ _MOVING = {name: _moving(name, geometry.turned) for name in geometry.TURNS} | {
 OPS: dict[str, Op] = {name: (_COLOUR | _MOVING)[name] for name in OP_UNITS}
 
 # Ops by rank: none, then those that share a call side by side.
-_RANKED = (None, *_MOVES, *_COLOUR)
-_RANKS = torch.tensor([_RANKED.index(name) for name in (None, *OP_UNITS)])
+_RANKED = ("", *_MOVES, *_COLOUR)
+_RANKS = torch.tensor([_RANKED.index(name) for name in ("", *OP_UNITS)])
 _MOVE_RANKS = torch.arange(1, len(_MOVES) + 1)
 _TURNED, _SHIFTED = slice(1, 1 + len(geometry.TURNS)), slice(1 + len(geometry.TURNS), 1 + len(_MOVES))
 # Magnitudes at which an op changes nothing; none for the others, as no number equals nan.
 _NEUTRAL = {"posterize": 8, "solarize": 256, "brightness": 1, "color": 1, "sharpness": 1, "contrast": 1}
 _NEUTRAL |= dict.fromkeys((*_MOVES, "cutout"), 0)
-_NEUTRALS = torch.tensor([_NEUTRAL.get(name, math.nan) for name in (None, *OP_UNITS)], dtype=torch.float64)
+_NEUTRALS = torch.tensor([_NEUTRAL.get(name, math.nan) for name in ("", *OP_UNITS)], dtype=torch.float64)
 
 
 def apply_ops(images: Tensor, ops: Tensor, magnitudes: Tensor, centres: Tensor, fill: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def test_the_exported_file_stands_alone_and_draws_as_the_agent_does(tmp_path: Pa
     policy = Policy(tuple(OpSetting(*setting) for setting in drawn))
     whole = spec(Policy((OpSetting("invert", 10, 0),)), policy, epochs=[1, 3])
     (tmp_path / "exported.py").write_text(export_source(whole), encoding="utf-8")
-    total = 10_000
+    total = 6_000
     ran = subprocess.run(
         [sys.executable, "-c", DRAWS % total],
         cwd=tmp_path,
