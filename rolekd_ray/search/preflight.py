@@ -11,7 +11,6 @@ from rolekd_ray.distill.losses import check_losses
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError
 from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
-from rolekd_ray.training.checkpoint import read_description
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.networks import load_network
 from rolekd_ray.training.precision import compute_dtype
@@ -58,8 +57,7 @@ def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = F
         raise ConfigError(*problems)
     if settings.teacher.checkpoint is not None:
         try:
-            load_network(settings.teacher.checkpoint, Role.TEACHER, model=settings.teacher.model, **sizes)
-            check_teacher(settings.teacher.checkpoint, settings.data, data)
+            check_teacher(settings.teacher.checkpoint, settings.data, data, model=settings.teacher.model)
         except CheckpointError as error:
             raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
     return data
@@ -79,13 +77,21 @@ def check_search(settings: Settings) -> None:
     compute_dtype(settings.training.precision, torch.device("cuda" if settings.slots.gpus else "cpu"))  # warns here
 
 
-def check_teacher(folder: Path, settings: DataSettings, data: TrainingData) -> None:
+def check_teacher(folder: Path, settings: DataSettings, data: TrainingData, *, model: str | None = None) -> None:
     """Check that a teacher was made for these images and has not seen the ones that are held out.
 
+    Args:
+        folder: its checkpoint.
+        settings: of the data it shall teach on.
+        data: these images.
+        model: expected architecture; None: any.
+
     Raises:
-        CheckpointError: it normalises otherwise, or another part of the same dataset was held out from it.
+        CheckpointError: it is missing, damaged or of another architecture, normalises otherwise, or another part of
+            the same dataset was held out from it.
     """
-    description = read_description(folder)
+    sizes = {"num_classes": data.image_set.num_classes, "channels": data.image_set.channels}
+    _, description = load_network(folder, Role.TEACHER, model=model, **sizes)
     theirs, problems = description["data"], []
     same = theirs["source"] == settings.source and (settings.path is None or theirs["path"] == str(settings.path))
     for key in ("validation", "split_seed") if same else ():

@@ -50,7 +50,9 @@ def load_network(
     tree, description = load_checkpoint(folder)
     networks = tree.get("networks", {})
     name = str(role) if role in networks else next(iter(networks), None) if len(networks) == 1 else None
-    if name is None or "models" not in description:
+    if "models" not in description:
+        raise CheckpointError(f"{folder}: a training under way; expected a finished network or a member's state")
+    if name is None:
         raise CheckpointError(f"{folder}: holds networks of {sorted(networks)}; expected one of the {role}")
     found = description["models"][name], description["num_classes"], description["channels"]
     for what, got, expected in zip(("model", "classes", "channels"), found, (model, num_classes, channels)):
