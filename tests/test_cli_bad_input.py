@@ -16,6 +16,9 @@ from cli_helpers import (
     write_network,
 )
 
+from rolekd_ray.models.zoo import build_network
+from rolekd_ray.training.checkpoint import save_checkpoint
+
 torch.set_num_threads(1)
 
 TINY_WORDS = options(TINY)
@@ -296,10 +299,25 @@ class TestCheckpoints:
         shutil.rmtree("images")
         assert_refused(lambda: rolekd("evaluate net"), "data.path", "images")
 
-    def test_a_training_under_way_is_no_network(self, made_run):
+    @pytest.mark.parametrize("use", USES)
+    def test_a_training_under_way_is_no_teacher(self, use):
+        network = build_network("resnet8", num_classes=10, channels=1, seed=0)
+        save_checkpoint(Path("net"), {"networks": {"teacher": network.state_dict()}}, {"plan": {}, "seconds": 1.0})
+        assert_refused(lambda: self.call(use), "net: a training under way", "expected a finished network")
+
+    @pytest.mark.parametrize("use", USES)
+    def test_a_folder_with_something_else(self, use):
         Path("net").mkdir()
         Path("net/notes.txt").write_text("mine")
-        assert_refused(lambda: rolekd("evaluate net"), "net", "not a checkpoint", "checkpoint.json")
+        assert_refused(lambda: self.call(use), "net: not a checkpoint", "checkpoint.json")
+
+    @pytest.mark.parametrize("use", USES[:2])
+    def test_a_teacher_that_saw_what_is_held_out_here(self, use):
+        """The tiny checkpoints hold out 60 images."""
+        write_network(Path("net"))
+        verb, *rest = use.split()
+        words = [verb, *TINY_WORDS, "--set", "data.validation=50", *rest]
+        assert_refused(lambda: rolekd(*words), "net: data.validation: got 60; expected 50", "held out here")
 
 
 class TestTraining:
