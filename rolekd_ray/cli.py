@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -199,8 +199,6 @@ def train(
     """Replay a schedule on full data, another network, another length."""
     from rolekd_ray.errors import CheckpointError
     from rolekd_ray.policy.schedule import load_schedule
-    from rolekd_ray.search.preflight import check_inputs, check_teacher
-    from rolekd_ray.training.final import FinalTraining, train_final
 
     extra = [f"final.epochs={epochs}"] * (epochs is not None) + [f"{role}.model={model}"] * (model is not None)
     settings = _settings(config, [*overrides, *extra], seed)
@@ -209,6 +207,10 @@ def train(
     loaded = _variant(load_schedule(schedule), variant) if schedule is not None else None
     if loaded is not None and role not in loaded.roles:
         raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
+
+    from rolekd_ray.search.preflight import check_inputs, check_teacher
+    from rolekd_ray.training.final import FinalTraining, train_final
+
     data = check_inputs(settings, local=True)
     if teacher is not None:
         check_teacher(teacher, settings.data, data)
@@ -216,8 +218,11 @@ def train(
     plan = training.plan()
     if output.exists() and not training.finished(plan):
         raise CheckpointError(f"{output}: exists and is not this training; expected a new folder")
-    with progress.status(f"training {settings.network(role).model} for {training.epochs} epochs"):
-        metrics = train_final(training)
+    try:
+        with progress.status(f"training {settings.network(role).model} for {training.epochs} epochs"):
+            metrics = train_final(training)
+    except KeyboardInterrupt:
+        _stopped("the same command again")
     _say(out, f"validation accuracy {metrics['validation_accuracy']:.4f}, {metrics['seconds']:.1f} s; {output}")
 
 
@@ -246,10 +251,13 @@ def check(
 ) -> None:
     """Parse a configuration, print what it means; touches nothing."""
     from rolekd_ray.config import settings_text
-    from rolekd_ray.search.preflight import check_names, cost
 
     settings = _settings(file, overrides, None)
+
+    from rolekd_ray.search.preflight import check_names, check_search, cost
+
     check_names(settings)
+    check_search(settings)
     _say(out, f"{settings_text(settings)}# {cost(settings)}")
 
 
@@ -279,11 +287,12 @@ def main() -> None:
 def _start(
     verb: str, config: str, overrides: list[str], storage: Path, name: str | None, seed: int | None, local: bool
 ) -> None:
+    settings = _settings(config, overrides, seed)  # before the imports: a misspelt key is told at once
+
     from rolekd_ray.search.pipeline import hardware
     from rolekd_ray.search.preflight import check_inputs, check_search
     from rolekd_ray.search.run_directory import create_run
 
-    settings = _settings(config, overrides, seed)
     check_inputs(settings, local=local, evaluated=verb == "run")
     check_search(settings)
     with hardware(settings, local=local):
@@ -299,8 +308,7 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
     try:
         outcome = Pipeline(directory, local=local, console=progress).execute(verb, epochs=epochs)
     except KeyboardInterrupt:
-        _say(progress, f"\nstopped; nothing but the intervals under way is lost. Go on:\n{go_on}")
-        sys.exit(130)
+        _stopped(go_on)
     except (ConfigError, RunDirectoryError):
         raise
     except RolekdError as error:
@@ -317,6 +325,11 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
         _say(out, f"{what + ':':<15}{where}")
     if outcome.dropped:
         raise RolekdError("\n".join(outcome.dropped))
+
+
+def _stopped(go_on: str) -> NoReturn:
+    _say(progress, f"\nstopped; nothing but the intervals under way is lost. Go on:\n{go_on}")
+    sys.exit(130)
 
 
 def _settings(config: str, overrides: list[str], seed: int | None) -> "Settings":
