@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_helpers import TINY, Result, environment, options, rolekd, rolekd_process, tree
+from cli_helpers import TINY, Result, environment, options, rolekd, rolekd_process, tree, write_images, write_network
 
 from rolekd_ray.policy.schedule import load_schedule
 from rolekd_ray.roles import Role
@@ -162,8 +162,9 @@ def test_a_search_trains_no_student_to_the_end(folder, sequential):
 
 
 def without_clocks(run: Path) -> dict[str, str]:
-    """The run's files, but for locks and the curves, which are made anew."""
-    return {path: digest for path, digest in tree(run).items() if "tensorboard" not in path and ".lock" not in path}
+    """The run's files, but for locks, the curves, which are made anew, and the record of resumes."""
+    others = ("tensorboard", ".lock", "environment.json")
+    return {path: digest for path, digest in tree(run).items() if not any(other in path for other in others)}
 
 
 def test_resuming_a_finished_run_changes_nothing_and_prints_the_same(made, run):
@@ -172,6 +173,8 @@ def test_resuming_a_finished_run_changes_nothing_and_prints_the_same(made, run):
     assert result.code == 0, result.err
     assert result.out == made[1].out.replace(str(made[0]), "runs/a")
     assert without_clocks(run) == before
+    (again,) = json.loads((run / "environment.json").read_text())["resumed"]
+    assert again["packages"] and again["verb"] == "run", "on what it went on is kept"
 
 
 def test_a_prolonged_run_goes_on_where_it_was(run):
@@ -252,6 +255,16 @@ def test_evaluation_of_a_members_state(made):
     if "coevolve" in str(run):
         teacher = rolekd("evaluate", member[-1], "--role", "teacher")
         assert teacher.code == 0 and teacher.out != found.out
+
+
+def test_evaluation_where_the_images_have_moved(folder):
+    net = write_network(Path("net"), data=write_images(Path("images")))
+    before = rolekd("evaluate", net)
+    Path("images").rename("moved")
+    assert rolekd("evaluate", net).code == 2
+    after = rolekd("evaluate", net, "--data", "moved")
+    assert after.code == 0, after.err
+    assert after.out == before.out and "40" in before.out
 
 
 # ---- check, doctor, help

@@ -102,6 +102,12 @@ SETTINGS = {
         "teacher.checkpoint",
         "search.protocol: sequential",
     ),
+    "a search that reaches no network": (
+        "--set distill.view_mode=shared_teacher",
+        "distill.view_mode",
+        "'shared_teacher'",
+        "protocol sequential",
+    ),
     "GPUs that are not there": ("--set slots.gpus=1", "slots.gpus", "1", "0"),
     "network for larger images": ("--set teacher.model=alexnet", "teacher.model", "alexnet", "8x8"),
     "negative seed of the split": ("--set data.split_seed=-1", "data.split_seed", "-1", "at least 0"),
@@ -114,6 +120,10 @@ def test_settings(case, monkeypatch):
     arguments, *words = SETTINGS[case]
     result = assert_refused(lambda: rolekd(f"search --local {' '.join(TINY_WORDS)} {arguments}"), *words)
     assert all(line.startswith("error: ") for line in result.err.splitlines()), result.err
+
+
+def test_check_refuses_what_a_search_would():
+    assert_refused(lambda: rolekd("check quickstart --set distill.view_mode=shared_teacher"), "distill.view_mode")
 
 
 def test_all_problems_of_a_file_at_once():

@@ -118,21 +118,35 @@ def test_a_killed_run_ends_as_one_that_was_not(protocol, reached, request):
     assert not list(run.rglob("*.partial"))
 
 
-def test_ctrl_c_says_how_to_go_on():
-    """A real signal, as a terminal sends it, in the middle of a long search."""
-    run = Path("runs/a")
+def interrupt_when(reached: Callable[[], bool]) -> None:
+    """Send a real SIGINT, as a terminal does."""
 
-    def interrupt() -> None:
-        while scores(run / "teacher") < 1:
+    def wait() -> None:
+        while not reached():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    Thread(target=interrupt, daemon=True).start()
+    Thread(target=wait, daemon=True).start()
+
+
+def test_ctrl_c_says_how_to_go_on():
+    run = Path("runs/a")
+    interrupt_when(lambda: scores(run / "teacher") >= 1)
     result = rolekd("search", "--local", "--name", "a", *options(TINY | {"search.epochs": 400}))
     assert (result.code, result.out) == (130, "")
     assert "Traceback" not in result.err
     assert "rolekd resume runs/a --local" in result.err.splitlines()
     assert scores(run / "teacher") >= 1
+
+
+def test_ctrl_c_in_a_training_keeps_what_was_saved():
+    words = ("train", "student", *options({k: v for k, v in TINY.items() if "search" not in k}))
+    words += ("--set", "search.perturbation_interval_epochs=1", "--epochs", 300, "-o")
+    interrupt_when(lambda: any(Path("net.partial").glob("[0-9]*/checkpoint.json")))
+    result = rolekd(*words, "net")
+    assert (result.code, result.out) == (130, "")
+    assert "the same command again" in result.err and "Traceback" not in result.err
+    assert list(Path().iterdir()) == [Path("net.partial")]
 
 
 # ---- full disk

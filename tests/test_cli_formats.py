@@ -1,6 +1,7 @@
 """Schedules out to others and in from others, at the command line."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from cli_helpers import TINY, environment, options, rolekd, tree, write_schedule
 
 from rolekd_ray.policy.schedule import Schedule, load_schedule, schedule_text
 from rolekd_ray.roles import Role
+from rolekd_ray.training.checkpoint import read_description
 
 torch.set_num_threads(1)
 
@@ -160,7 +162,10 @@ print(changed)
 def test_torchvisions_form_runs_alone(on_pbas_grid):
     schedule = on_pbas_grid / "best" / "schedule.yaml"
     assert rolekd("export", on_pbas_grid, "--format", "torchvision", "-o", "alone/augment.py").code == 0
-    assert exported(schedule, "--format", "torchvision") == Path("alone/augment.py").read_text()
+    Path("other.py").write_text(exported(schedule, "--format", "torchvision"))
+    of_run, of_file = (runpy.run_path(file)["SPEC"] for file in ("alone/augment.py", "other.py"))
+    mean = read_description(next((on_pbas_grid / "states").iterdir()))["mean"]
+    assert of_run == of_file | {"fill": [round(255 * value) for value in mean]}, "a file does not know the images"
     done = subprocess.run(
         [sys.executable, "-c", USE % load_schedule(schedule).epochs],
         cwd="alone",
