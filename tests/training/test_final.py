@@ -129,7 +129,9 @@ def test_finished_is_finished(whole, teacher, no_training):
         {"schedule": schedule(7)},
         {"schedule": None},
         {"teacher": None},
-        {"settings": tiny_settings("final.epochs=3", "data.validation=50", "final.train=40")},
+        {"settings": SETTINGS.model_copy(update={"data": SETTINGS.data.model_copy(update={"validation": 50})})},
+        {"settings": SETTINGS.model_copy(update={"final": SETTINGS.final.model_copy(update={"train": 39})})},
+        {"settings": SETTINGS.model_copy(update={"final": SETTINGS.final.model_copy(update={"epochs": 4})})},
         {"settings": SETTINGS.model_copy(update={"seed": 1})},
     ],
 )
@@ -193,6 +195,24 @@ def test_the_teacher_and_the_schedule_matter(whole, teacher, tmp_path):
         found.append(networks(tmp_path / "other"))
     weights = [tree["student"]["conv1.weight"] for tree in found]
     assert not any(torch.equal(weights[i], weights[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize(("lengths", "in_force"), [((2, 4), "abb"), ((4, 2), "aab"), ((1, 1, 1), "abc")])
+def test_the_schedule_is_stretched_to_the_training(tmp_path, teacher, monkeypatch, lengths, in_force):
+    policies = dict(zip("abc", (some_policy(SETTINGS, Role.STUDENT, seed) for seed in range(3))))
+    segments = tuple(Segment(epochs, policy) for epochs, policy in zip(lengths, policies.values()))
+    found = []
+
+    def spy(self, learner, policies_at, **lengths):
+        learner.epoch = lengths["end_epoch"]
+        found.append([policies_at(Role.STUDENT, epoch) for epoch in range(EPOCHS)])
+        return {}
+
+    monkeypatch.setattr(Trainer, "train", spy)
+    train_final(
+        student(tmp_path / "s", teacher, {"schedule": Schedule(SETTINGS.search_space(), {Role.STUDENT: segments})})
+    )
+    assert found == [[[(1.0, policies[letter])] for letter in in_force]] * EPOCHS
 
 
 def test_held_out_images_are_never_trained_on_and_the_test_file_stays_closed(tmp_path, teacher, monkeypatch):
