@@ -9,9 +9,10 @@ import torch
 import yaml
 from cli_helpers import TINY, Result, environment, options, rolekd, rolekd_process, tree, write_images, write_network
 
-from rolekd_ray.policy.schedule import load_schedule
+from rolekd_ray.policy.schedule import load_schedule, schedule_to_dict
 from rolekd_ray.roles import Role
 from rolekd_ray.search.log import read_log
+from rolekd_ray.training.checkpoint import read_description
 
 torch.set_num_threads(1)
 
@@ -126,6 +127,18 @@ def test_a_run_leaves_what_the_readme_says(made):
     schedule = load_schedule(run / "best" / "schedule.yaml")
     assert (set(schedule.roles), schedule.epochs) == (set(Role), 2)
     assert json.loads((run / "environment.json").read_text())["verb"] == "run"
+
+
+def test_each_network_was_trained_as_its_name_says(made):
+    run, _ = made
+    plans = {name: read_description(run / "best" / folder)["plan"] for name, folder in NETWORKS.items()}
+    schedule = schedule_to_dict(load_schedule(run / "best" / "schedule.yaml"))
+    assert plans["teacher"]["schedule"]["roles"] == {"teacher": schedule["roles"]["teacher"]}
+    assert plans["student distilled, found schedule"]["schedule"]["roles"] == schedule["roles"]
+    assert plans["student distilled, no augmentation"]["schedule"] is None is plans["student alone"]["schedule"]
+    taught = [name for name, plan in plans.items() if plan["teacher"] is not None]
+    assert taught == ["student distilled, no augmentation", "student distilled, found schedule"]
+    assert all(plan["epochs"] == 2 and plan["train"] == 60 for plan in plans.values())
 
 
 def test_checkpoints_evaluate_to_the_numbers_of_the_results(made):
