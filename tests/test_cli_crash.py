@@ -120,6 +120,7 @@ def test_a_killed_run_ends_as_one_that_was_not(protocol, reached, request):
 
 def interrupt_when(reached: Callable[[], bool]) -> None:
     """Send a real SIGINT, as a terminal does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
 
     def wait() -> None:
         while not reached():

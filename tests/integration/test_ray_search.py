@@ -107,7 +107,7 @@ def test_trials_import_no_torch_and_show_policies_and_donors(ray, tmp_path):
 
 
 def test_asynchronous_search_reaches_the_goal_and_replays(ray, tmp_path):
-    ledger = Ledger(tmp_path, rule(population_size=4, epochs=18, mode="asynchronous"))
+    ledger = Ledger(tmp_path, rule(population_size=4, epochs=18, mode="asynchronous", quantile=0.5))
     settings = tiny_settings()
     run_on_ray(ledger, partial(NoOpWorker, tmp_path / "states"), search=settings.search, slots=settings.slots)
     ledger.close()
@@ -115,6 +115,7 @@ def test_asynchronous_search_reaches_the_goal_and_replays(ray, tmp_path):
     assert len(facts(tmp_path)) == 4 * 6
     again = Population.replay(read_log(tmp_path))
     assert again.jobs == ledger.population.jobs
+    # Who reports last is chance; that nobody is ever among the worst half is not to be expected (1 in 8,000)
     assert any(job.donor not in (None, job.member) for job in again.jobs.values())
 
 
