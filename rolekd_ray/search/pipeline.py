@@ -24,6 +24,7 @@ from rolekd_ray.reporting.history import History
 from rolekd_ray.reporting.tensorboard import TensorBoard
 from rolekd_ray.roles import Role
 from rolekd_ray.search.evaluation import evaluate_checkpoint
+from rolekd_ray.search.ledger import Observer
 from rolekd_ray.search.lock import take_lock
 from rolekd_ray.search.log import LOG, read_log
 from rolekd_ray.search.population_search import best_state, search_population
@@ -184,7 +185,11 @@ class Pipeline:
     def _population(
         self, folder: Path, roles: tuple[Role, ...], title: str, **options: Any
     ) -> tuple[Schedule, Population]:
-        observers = [SearchProgress(self.console, f"search: {title}"), History(folder), TensorBoard(folder)]
+        observers: list[Observer] = [
+            SearchProgress(self.console, f"search: {title}"),
+            History(folder),
+            TensorBoard(folder),
+        ]
         return search_population(folder, self.settings, roles, local=self.local, observers=observers, **options)
 
     def finish(self, schedule: Schedule) -> list[dict[str, Any]]:
