@@ -304,9 +304,15 @@ def find_searchspace(name: str) -> "Path":
 
 
 def load_space(name: str) -> SearchSpace:
-    """Return the space of a file in `searchspaces/`, by the file's name."""
+    """Return the space of a file in `searchspaces/`, by the file's name.
+
+    A file whose `space:` is itself a name gives the space of that file.
+    """
     from rolekd_ray.files import read_yaml  # lazily: importing YAML costs more than this whole room
 
     path = find_searchspace(name)
     data = read_yaml(path, SearchSpaceError)
-    return parse_space(data.get("space") if isinstance(data, dict) else None, where=f"{path.name}: space", name=name)
+    given = data.get("space") if isinstance(data, dict) else None
+    if isinstance(given, str) and given != name:
+        return load_space(given)
+    return parse_space(given, where=f"{path.name}: space", name=name)
