@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from rolekd_ray.errors import ConfigError, InputError, RolekdError, RunDirectoryError
+from rolekd_ray.errors import ConfigError, InputError, PopulationLostError, RolekdError, RunDirectoryError
 from rolekd_ray.roles import Role
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
         outcome = Pipeline(directory, local=local, console=progress).execute(verb, epochs=epochs)
     except KeyboardInterrupt:
         _stopped(go_on)
-    except (ConfigError, RunDirectoryError):
+    except (ConfigError, RunDirectoryError, PopulationLostError):
         raise
     except RolekdError as error:
         error.add_note(f"when mended, go on: {go_on}")

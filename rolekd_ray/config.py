@@ -71,7 +71,7 @@ class TrainingSettings(Section):
 class DistillSettings(Section):
     """What the student learns from."""
 
-    losses: Mapping[str, NotNegative] = Field({"cross_entropy": 0.1, "hinton": 0.9}, min_length=1)
+    losses: Mapping[str, NotNegative] = Field(default={"cross_entropy": 0.1, "hinton": 0.9}, min_length=1)
     temperature: Positive = 4.0
     view_mode: Literal["shared_student", "shared_teacher", "independent", "teacher_clean"] = "shared_student"
 
@@ -262,11 +262,13 @@ def _space_problems(space: object, where: str) -> Sequence[str]:
 
 def _name_problems(settings: Settings, where: str) -> list[str]:
     """Check names that other rooms own the list of, where that needs no torch."""
-    scalars = {"temperature", "learning_rate", "weight_decay"} | {f"losses.{name}" for name in settings.distill.losses}
+    of_training = ["learning_rate", "weight_decay"]
+    of_distillation = ["temperature", *(f"losses.{name}" for name in settings.distill.losses)]
+    allowed = {Role.TEACHER: of_training, Role.STUDENT: of_training + of_distillation}
     return [
-        unknown_name(f"{where}: space.scalars", "scalar", scalar.name, sorted(scalars))
+        unknown_name(f"{where}: space.scalars", f"scalar of the {scalar.role}", scalar.name, allowed[scalar.role])
         for scalar in settings.search_space(where).scalars
-        if scalar.name not in scalars
+        if scalar.name not in allowed[scalar.role]
     ]
 
 

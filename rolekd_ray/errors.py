@@ -6,6 +6,9 @@ reported together. Our own broken invariants are `assert`s, never these types.
 
 from collections.abc import Iterable
 
+MOST_NAMES = 30
+"""A message lists so many allowed names."""
+
 
 class RolekdError(Exception):
     """The run failed; the command line ends with exit code 1."""
@@ -62,9 +65,20 @@ def suggest(name: object, allowed: Iterable[str]) -> str:
 
 
 def unknown_name(where: str, kind: str, name: object, allowed: Iterable[str]) -> str:
-    """Word the problem of a name that is not in a list."""
-    names = list(allowed)
-    return f"{where}: unknown {kind} {name!r}; expected one of {', '.join(names)}.{suggest(name, names)}"
+    """Word the problem of a name that is not in a list; of a list longer than a message should be, the nearest."""
+    names = list(map(str, allowed))
+    if len(names) <= MOST_NAMES:
+        expected = f"one of {', '.join(names)}"
+    else:
+        from difflib import get_close_matches
+
+        near = get_close_matches(str(name), names, n=8, cutoff=0.0)
+        expected = f"one of {len(names)}, such as {', '.join(near)}"
+    return f"{where}: unknown {kind} {name!r}; expected {expected}.{suggest(name, names)}"
+
+
+class PopulationLostError(RolekdError):
+    """A search without a member left; going on with it would change nothing."""
 
 
 class StorageError(InputError):

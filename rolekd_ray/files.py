@@ -30,6 +30,15 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's list of names to disk: a rename may otherwise be lost though the file's content is not."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: aside first, then renamed over `path`; on disk when this returns.
 
@@ -47,6 +56,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
                 os.fsync(file.fileno())
             os.chmod(aside, 0o644)  # mkstemp gives 0600; colleagues share run directories
             os.replace(aside, path)
+            sync_folder(path.parent)
         except BaseException:
             Path(aside).unlink(missing_ok=True)
             raise

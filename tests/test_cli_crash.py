@@ -108,6 +108,8 @@ def test_a_killed_run_ends_as_one_that_was_not(protocol, reached, request):
             time.sleep(0.002)
         process.kill()
     assert process.returncode == -signal.SIGKILL, "it had ended"
+    (run / "best" / ".student.0123abcd").mkdir(parents=True)  # as a kill in the middle of a save leaves it
+    (run / ".config.yaml.0123abcd").write_text("seed:")
     assert not (run / RESULTS).exists()
     done = scores(run), scores(run / "teacher")
     assert rolekd("status runs/a").code == 0, "a killed run can be looked at"
@@ -115,7 +117,7 @@ def test_a_killed_run_ends_as_one_that_was_not(protocol, reached, request):
     assert resumed.code == 0, resumed.err
     assert_ended_as(run, reference)
     assert (scores(run), scores(run / "teacher")) >= done
-    assert not list(run.rglob("*.partial"))
+    assert not list(run.rglob("*.partial")) and not list(run.rglob(".*"))
 
 
 def interrupt_when(reached: Callable[[], bool]) -> None:

@@ -194,8 +194,13 @@ def test_a_misspelt_op_is_refused_with_the_nearest():
 def test_a_scalar_that_nothing_would_use_is_refused():
     scalar = "{initial: 0.5, range: [0.1, 1]}"
     (found,) = problems(f"space: {{ops: {{invert: }}, scalars: {{losses.hintn: {scalar}}}}}")
-    assert found.startswith("mine.yaml: space.scalars: unknown scalar 'losses.hintn'; expected one of ")
+    assert found.startswith("mine.yaml: space.scalars: unknown scalar of the student 'losses.hintn'; expected one of ")
     assert found.endswith("Did you mean 'losses.hinton'?")
+    (found,) = problems("space: {ops: {invert: }, scalars: {temperature: {role: teacher, initial: 4, range: [1, 9]}}}")
+    assert found == (
+        "mine.yaml: space.scalars: unknown scalar of the teacher 'temperature'; "
+        "expected one of learning_rate, weight_decay."
+    )
     text = f"space: {{ops: {{invert: }}, scalars: {{losses.mine: {scalar}}}}}\ndistill: {{losses: {{mine: 1}}}}"
     assert parsed(text).search_space().scalars[0].name == "losses.mine"
 

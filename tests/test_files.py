@@ -201,3 +201,10 @@ def test_the_nearest_name_is_suggested():
     assert unknown_name("mine: ops", "op", "rotat", iter(names)) == (
         "mine: ops: unknown op 'rotat'; expected one of rotate, translate_x, invert. Did you mean 'rotate'?"
     )
+
+
+def test_of_many_names_the_nearest_are_listed():
+    names = [f"network_{number}" for number in range(200)]
+    message = unknown_name("student.model", "network", "netwrk_7", names)
+    assert "expected one of 200, such as network_7, " in message and message.endswith("Did you mean 'network_7'?")
+    assert len(message) < 250

@@ -54,16 +54,23 @@ class Schedule:
         return policy
 
     def policies_at(self, role: Role, epoch: int) -> list[tuple[float, Policy]]:
-        """Return the policies an image may draw at an epoch, with their chances: one, or all if `flattened`."""
+        """Return the policies an image may draw at an epoch, with their chances: one, or all if `flattened`.
+
+        All of them carry the epoch's scalars.
+        """
+        now = self.policy_at(role, epoch)
         if not self.flattened or role not in self.roles:
-            return [(1.0, self.policy_at(role, epoch))]
-        return [(segment.epochs / self.epochs, segment.policy) for segment in self.roles[role]]
+            return [(1.0, now)]
+        return [
+            (segment.epochs / self.epochs, replace(segment.policy, scalars=now.scalars)) for segment in self.roles[role]
+        ]
 
     def stretched(self, epochs: int) -> "Schedule":
         """Return the schedule over another number of epochs (at least 1), each policy keeping its share.
 
-        Boundaries are scaled and rounded, so no share drifts; a segment that would have no epoch is dropped. PBA's
-        code truncates every segment instead and lengthens the last.
+        Boundaries are scaled and rounded, so no share drifts; a segment that would have no epoch is dropped (in a
+        flattened schedule too, where its share goes to its neighbours). PBA's code truncates every segment instead and
+        lengthens the last.
         """
         return replace(self, roles={role: _stretch(segments, epochs) for role, segments in self.roles.items()})
 

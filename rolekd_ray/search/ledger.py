@@ -48,13 +48,14 @@ class Ledger:
         folder: the search's folder.
         rule: used for a new search; a search that has a log keeps the rule it began with.
         observers: hear the past first (`scored` and `perturbed` are replayed), then what happens.
+        prolong: move the goal of a search that has a log to the rule's, if that is further.
 
     Raises:
         RunDirectoryError: another process is writing it, or its log is damaged.
         StorageError: it cannot be written. So may all methods.
     """
 
-    def __init__(self, folder: Path, rule: Rule, observers: Sequence[Observer] = ()):
+    def __init__(self, folder: Path, rule: Rule, observers: Sequence[Observer] = (), *, prolong: bool = False):
         self.folder, self.observers = folder, observers
         self.decided: Callable[[], object] = lambda: None  # called once a record counts, before slower observers
         self._log = Log(folder)
@@ -69,6 +70,8 @@ class Ledger:
         for record in records[1:]:
             lineage += self._tell(record)
         write_atomically(folder / LINEAGE, "".join(map(self._lineage_line, lineage)))
+        if prolong and rule.epochs > self.population.epochs:
+            self.extend(rule.epochs)
         for observer in observers:
             observer.caught_up(self.population)
 

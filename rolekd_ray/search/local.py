@@ -9,6 +9,8 @@ def run_local(ledger: Ledger, worker: Worker) -> None:
     """Train interval after interval until all live members reached the goal; one whose training fails is dropped.
 
     The least advanced member goes first, so a search that is gone on with has the order of one never stopped.
+    `search.max_failures` is for processes and machines that fail; in one process there is nothing it could mend, so
+    any other error ends the search, and `resume` repeats the interval.
     """
     population = ledger.population
     while jobs := [job for member in population.live if (job := population.ask(member)) is not None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rolekd_ray.errors import RunDirectoryError
-from rolekd_ray.files import writing
+from rolekd_ray.files import sync_folder, writing
 from rolekd_ray.policy.population import FORMAT
 from rolekd_ray.search.lock import take_lock
 
@@ -31,6 +31,7 @@ class Log:
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open until close
         self._size = sum(len(line) for line in _whole_lines(self.path))
         os.truncate(self.path, self._size)
+        sync_folder(folder)
 
     def records(self) -> list[dict[str, Any]]:
         """Return all records so far."""

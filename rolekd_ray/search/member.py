@@ -31,7 +31,7 @@ class Member(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Return the row of the next interval; a row with `done` when there is none."""
-        outcome = ray.get(self.dispatcher.interval.remote(self.member, self.generation))
+        outcome: Any = ray.get(self.dispatcher.interval.remote(self.member, self.generation))
         if outcome is None:  # the goal is reached, or the search stops
             return {"member": self.member, "done": True}
         if "failed" in outcome:

@@ -132,6 +132,7 @@ class Pipeline:
         with take_lock(self.run.path / "run.lock"):
             if epochs is not None:
                 self._prolong(epochs)
+            self.run.sweep()
             if (self.run.path / LOG).exists() or (self.run.path / "teacher" / LOG).exists():
                 self.run.note_resume(self.settings)
             with hardware(self.settings, local=self.local):  # a run may go on on another machine

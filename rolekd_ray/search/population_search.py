@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from rolekd_ray.config import Settings
-from rolekd_ray.errors import ConfigError, RolekdError
+from rolekd_ray.errors import ConfigError, PopulationLostError, RolekdError
 from rolekd_ray.policy.lineage import schedule_of
 from rolekd_ray.policy.population import Population, Rule, state_name
 from rolekd_ray.policy.schedule import Schedule
@@ -66,12 +66,10 @@ def search_population(
 
     # Absolute, for slots have working folders of their own
     task = Task(settings, (folder / STATES).absolute(), roles, teacher and teacher.absolute(), fixed)
-    ledger = Ledger(folder, rule_of(settings, roles), observers)
+    ledger = Ledger(folder, rule_of(settings, roles), observers, prolong=prolong)
     try:
         population = ledger.population
-        if prolong and settings.search.epochs > population.epochs:
-            ledger.extend(settings.search.epochs)
-        elif prolong and settings.search.epochs < population.epochs:
+        if prolong and settings.search.epochs < population.epochs:
             raise ConfigError(
                 f"search.epochs: got {settings.search.epochs}; expected at least {population.epochs}, the run's goal"
             )
@@ -96,7 +94,7 @@ def best_state(folder: Path, population: Population) -> Path:
 def _check_end(ledger: Ledger) -> None:
     population = ledger.population
     if not population.live:
-        raise RolekdError(f"{ledger.folder}: every member was dropped; {ledger.path_of_log} says why")
+        raise PopulationLostError(f"{ledger.folder}: every member was dropped; {ledger.path_of_log} says why")
     short = [m for m in sorted(population.live) if not population.reported(m, population.generations - 1)]
     if short:
         raise RolekdError(f"{ledger.folder}: the search ended before members {short} reached epoch {population.epochs}")

@@ -65,6 +65,12 @@ class RunDirectory:
             raise RunDirectoryError(f"{file}: verb: got {verb!r}; expected 'run' or 'search'")
         return found
 
+    def sweep(self) -> None:
+        """Delete what killed processes left while they wrote it aside. Only for who holds the run's lock."""
+        for folder in (self.path, self.path / "best", self.path / "teacher"):
+            for torn in folder.glob(".*"):
+                shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
+
     def note_resume(self, settings: Settings) -> None:
         """Add to `environment.json` on what the run goes on."""
         found = self.environment()

@@ -49,7 +49,7 @@ def run_on_ray(
     name = f"dispatcher-{key}"
     actors = _start_slots(slot_count(slots, len(members)), slots, make_worker, key)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    dispatcher = (
+    dispatcher: Any = (
         ray.remote(Dispatcher)
         .options(name=name, num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
         .remote(ledger.folder.absolute(), list(actors), search.max_failures)

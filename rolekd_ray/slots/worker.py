@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rolekd_ray.errors import CheckpointError, StorageError
 from rolekd_ray.policy.policy import Policy
@@ -107,9 +108,10 @@ class TrainingWorker:
         return fixed.policies_at(role, epoch) if fixed is not None else [(1.0, Policy())]
 
     def _validate(self, learner: Learner) -> dict[str, float]:
-        metrics = {}
+        images, labels = self._validation
+        metrics: dict[str, float] = {}
         for role, network in learner.networks.items():
-            found = evaluate(network, *self._validation, self.trainer.views, dtype=self.trainer.dtype)
+            found = evaluate(network, images, labels, self.trainer.views, dtype=self.trainer.dtype)
             metrics |= {f"{role}/validation_accuracy": found.accuracy, f"{role}/validation_loss": found.loss}
         return metrics | {"score": metrics[f"{self.task.roles[-1]}/validation_accuracy"]}
 
@@ -119,7 +121,7 @@ class TrainingWorker:
         return open_training_data(self.settings.data, train=self.settings.data.train)
 
     @cached_property
-    def _validation(self):
+    def _validation(self) -> tuple[Tensor, Tensor]:
         held_out = self.data.image_set.subset(self.data.validation)
         return held_out.images.to(self.device), held_out.labels.to(self.device)
 

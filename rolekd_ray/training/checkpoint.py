@@ -20,6 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from rolekd_ray.errors import CheckpointError, StorageError
+from rolekd_ray.files import sync_folder
 
 FORMAT = "rolekd.checkpoint/1"
 TENSORS, DESCRIPTION = "tensors.safetensors", "checkpoint.json"
@@ -62,6 +63,7 @@ def save_checkpoint(folder: Path, tree: Mapping[str, Any], description: Mapping[
         if folder.is_dir() and not folder.is_symlink():
             os.replace(folder, replaced)  # a folder can only be renamed over an empty one; deleting it takes longer
         os.replace(aside, folder)
+        sync_folder(folder.parent)
     except OSError as error:
         raise StorageError(f"{folder}: cannot write the checkpoint ({len(data):,} bytes): {error.strerror}") from error
     finally:

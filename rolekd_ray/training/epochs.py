@@ -71,8 +71,8 @@ class Trainer:
         epoch = learner.epoch
         weighted = {role: policies_at(role, epoch) for role in Role}
         agents = {role: self.views.agent(policies) for role, policies in weighted.items()}
-        # Scalars belong to an epoch, not to an image: under a flattened schedule the heaviest policy's hold.
-        scalars = {role: max(policies, key=lambda p: p[0])[1].scalars for role, policies in weighted.items()}
+        # Scalars belong to an epoch, not to an image: all policies an image may draw carry the same
+        scalars = {role: policies[0][1].scalars for role, policies in weighted.items()}
         key = stream_key(self.settings.seed, "training", stream, epoch) % 2**63
         batches = self._batches(key)
         sums: dict[str, Tensor] = {}

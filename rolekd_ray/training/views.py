@@ -47,8 +47,8 @@ class Views:
         Returns:
             (N, C, H, W) float32, normalised.
         """
-        key = {"seed": self.seed, "role": role, "epoch": epoch}
-        return self.base(agent(images, indices, **key), indices, **key)
+        augmented = agent(images, indices, seed=self.seed, role=role, epoch=epoch)
+        return self.base(augmented, indices, seed=self.seed, role=role, epoch=epoch)
 
     def clean(self, images: Tensor) -> Tensor:
         """Return the un-augmented view, (N, C, H, W) float32, normalised: what evaluation sees."""

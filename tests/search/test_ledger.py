@@ -185,6 +185,24 @@ def test_a_goal_moves_and_stays_moved(tmp_path):
     assert ledger.population.finished and ledger.population.ends == [3, 6, 9, 10, 13, 16]
 
 
+def test_a_rule_with_a_further_goal_moves_it_before_anyone_is_told(tmp_path):
+    ledger = Ledger(tmp_path, made_rule())
+    play(ledger)
+    ledger.close()
+    longer = made_rule(epochs=16)
+    told = []
+
+    class Reader(Listener):
+        def caught_up(self, population):
+            told.append(population.epochs)
+
+    Ledger(tmp_path, longer, [Reader(tmp_path)]).close()
+    Ledger(tmp_path, longer, [Reader(tmp_path)], prolong=True).close()
+    Ledger(tmp_path, longer, [Reader(tmp_path)], prolong=True).close()
+    assert told == [10, 16, 16]
+    assert [record["kind"] for record in read_log(tmp_path)].count("extend") == 1
+
+
 # ---- observers
 
 

@@ -98,6 +98,8 @@ def test_every_append_is_brought_to_disk(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
     log = Log(tmp_path)
+    assert len(synced) == 1, "the folder, which names the new file"
+    synced.clear()
     sizes = []
     for _ in range(3):
         log.append(INIT)

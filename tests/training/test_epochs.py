@@ -11,6 +11,7 @@ from rolekd_ray.errors import DataError, TrainingError
 from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.models.zoo import build_network
 from rolekd_ray.policy.policy import Policy
+from rolekd_ray.policy.schedule import Schedule, Segment
 from rolekd_ray.roles import Role
 from rolekd_ray.training import epochs as epochs_module
 from rolekd_ray.training.data import TrainingData, open_training_data
@@ -382,18 +383,16 @@ def test_the_optimiser_gets_rate_and_decay(digits):
     assert group["weight_decay"] == 0.3
 
 
-def test_of_several_policies_the_heaviest_ones_scalars_hold(digits):
+def test_a_flattened_schedules_scalars_follow_the_epoch(digits):
     settings = tiny_settings(*BASE)
-    rates = {}
-    for weights in ((0.7, 0.3), (0.3, 0.7)):
-        one = learner(settings)
-        at = lambda role, epoch, w=weights: [  # noqa: E731
-            (w[0], Policy((), {"learning_rate": 0.01})),
-            (w[1], Policy((), {"learning_rate": 0.02})),
-        ]
-        trainer_of(settings, digits).train(one, at, end_epoch=1, total_epochs=10**9, stream="a")
-        rates[weights] = one.optimizers[Role.STUDENT].param_groups[0]["lr"]
-    assert rates == {(0.7, 0.3): pytest.approx(0.01), (0.3, 0.7): pytest.approx(0.02)}
+    segments = (Segment(1, Policy((), {"learning_rate": 0.01})), Segment(3, Policy((), {"learning_rate": 0.02})))
+    schedule = Schedule(settings.search_space("here"), {Role.STUDENT: segments}).flatten()
+    rates = []
+    one = learner(settings)
+    for end in (1, 2):
+        trainer_of(settings, digits).train(one, schedule.policies_at, end_epoch=end, total_epochs=10**9, stream="a")
+        rates.append(one.optimizers[Role.STUDENT].param_groups[0]["lr"])
+    assert rates == pytest.approx([0.01, 0.02])
 
 
 def test_one_image_is_no_batch():
