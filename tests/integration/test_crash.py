@@ -80,6 +80,7 @@ def test_everything_killed_then_resumed_ends_as_if_nothing_had_happened(tmp_path
     assert_ended_equal(run, reference)
 
 
+@pytest.mark.slow  # the same without Ray is a default test
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "runs" / "a"
     process = start(tmp_path, "search", "--name", "a", *overrides(), "--set", "search.epochs=400")

@@ -161,6 +161,7 @@ def test_slots_that_do_not_fit_are_refused_with_the_numbers(ray):
         slot_count(tiny_settings("slots.count=999").slots, 4)
 
 
+@pytest.mark.slow  # the same without Ray is a default test
 def test_every_member_dropped_is_an_error(ray, tmp_path):
     with pytest.raises(RolekdError, match="every member was dropped"):
         search_population(tmp_path, tiny_settings("training.learning_rate=1e30", "search.max_failures=0"), BOTH)
