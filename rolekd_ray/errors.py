@@ -77,6 +77,10 @@ def unknown_name(where: str, kind: str, name: object, allowed: Iterable[str]) ->
     return f"{where}: unknown {kind} {name!r}; expected {expected}.{suggest(name, names)}"
 
 
+class WorkersLostError(Exception):
+    """Processes of a worker group died or were replaced; no member's fault, the interval is repeated."""
+
+
 class PopulationLostError(RolekdError):
     """A search without a member left; going on with it would change nothing."""
 

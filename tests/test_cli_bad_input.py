@@ -108,7 +108,7 @@ SETTINGS = {
         "'shared_teacher'",
         "protocol sequential",
     ),
-    "GPUs that are not there": ("--set slots.gpus=1", "slots.gpus", "1", "0"),
+    "GPUs that are not there": ("--set slots.resources_per_worker.gpus=1", "slots.resources_per_worker.gpus", "1", "0"),
     "network for larger images": ("--set teacher.model=alexnet", "teacher.model", "alexnet", "8x8"),
     "negative seed of the split": ("--set data.split_seed=-1", "data.split_seed", "-1", "at least 0"),
 }
@@ -360,7 +360,9 @@ class TestTraining:
     def test_gpus_that_are_not_there(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert_refused(
-            lambda: rolekd("train", "student", "-o", "out", *TINY_WORDS, "--set", "slots.gpus=1"), "slots.gpus", "1"
+            lambda: rolekd("train", "student", "-o", "out", *TINY_WORDS, "--set", "slots.resources_per_worker.gpus=1"),
+            "slots.resources_per_worker.gpus",
+            "1",
         )
 
 

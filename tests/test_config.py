@@ -118,8 +118,14 @@ def test_settings_are_frozen():
         ("search: {quantile: 0.6}", "search.quantile: got 0.6; expected less than or equal to 0.5."),
         ("search: {quantile: 0}", "search.quantile: got 0; expected greater than 0."),
         ("search: {epochs: 0}", "search.epochs: got 0; expected greater than or equal to 1."),
-        ("slots: {gpus: 1.5}", "slots.gpus: got 1.5; expected a share below 1 or a whole number"),
-        ("slots: {gpus: -1}", "slots.gpus: got -1; expected greater than or equal to 0."),
+        (
+            "slots: {resources_per_worker: {gpus: 1.5}}",
+            "slots.resources_per_worker.gpus: got 1.5; expected a share below 1 or a whole number",
+        ),
+        (
+            "slots: {resources_per_worker: {gpus: -1}}",
+            "slots.resources_per_worker.gpus: got -1; expected greater than or equal to 0.",
+        ),
         ("teacher: {model: 20}", "teacher.model: got 20; expected a valid string."),
         ("distill: {losses: {cross-entropy: -1}}", "distill.losses.cross-entropy: got -1; expected greater than or"),
         ("distill: {losses: {}}", "distill.losses: got {}; "),

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from rolekd_ray.errors import InputError, TrainingError
+from rolekd_ray.errors import InputError, TrainingError, WorkersLostError
 from rolekd_ray.policy.population import Job, Population, policies_to_dict
 from rolekd_ray.search.log import LogReader
 
@@ -30,6 +30,7 @@ class Dispatcher:
 
     def __init__(self, folder: Path, slots: list[str], max_failures: int):
         self.max_failures = max_failures
+        self.names = set(slots)
         # By name: handles among the arguments would tie a restart to the object store
         self.free: dict[Any, str | None] = {ray.get_actor(slot): None for slot in slots}  # slot -> state it holds
         self.waiting: list[tuple[str | None, asyncio.Future]] = []  # (state wanted, who gets the slot)
@@ -67,6 +68,13 @@ class Dispatcher:
                 await self.changed.wait()
         return None
 
+    async def offer(self, slots: list[str]) -> None:
+        """Take slots into service that are new here, once they are up."""
+        for name in set(slots) - self.names:
+            self.names.add(name)
+            slot = ray.get_actor(name)
+            self.reviving[slot] = asyncio.ensure_future(self._revive(slot))
+
     async def failure(self) -> InputError | None:
         """Return the error that stopped the whole search, if one did."""
         return self.fatal
@@ -90,8 +98,14 @@ class Dispatcher:
             try:
                 metrics = await slot.train.remote(job)
             except RayTaskError as error:
-                self._release(slot, None)
                 cause = error.cause
+                if isinstance(cause, WorkersLostError):
+                    deaths += 1
+                    self._bury(slot, job, error)
+                    if deaths > MOST_DEATHS:
+                        return {"failed": f"its interval ended with the death of its workers {deaths} times: {cause}"}
+                    continue
+                self._release(slot, None)
                 if isinstance(cause, InputError):  # bad data, a full disk: no member's fault, nobody can go on
                     await self._stop(cause)
                     return None
@@ -101,14 +115,17 @@ class Dispatcher:
                 if isinstance(cause, TrainingError) or failures > self.max_failures:
                     return {"failed": f"{type(cause).__name__}: {cause}"}
             except RayError as error:  # the slot's process is gone; another slot repeats the interval
-                self.reviving[slot] = asyncio.ensure_future(self._revive(slot))
                 deaths += 1
-                log.warning("a slot died while it trained %s: %s", job.state, error)
+                self._bury(slot, job, error)
                 if deaths > MOST_DEATHS:
                     return {"failed": f"its interval ended with the death of its slot {deaths} times: {error}"}
             else:
                 self._release(slot, job.state)
                 return self._outcome(job, metrics)
+
+    def _bury(self, slot: Any, job: Job, error: RayError) -> None:
+        log.warning("a slot died while it trained %s: %s", job.state, error)
+        self.reviving[slot] = asyncio.ensure_future(self._revive(slot))
 
     def _outcome(self, job: Job, metrics: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -252,7 +252,8 @@ def schedule_so_far(run: RunDirectory) -> Schedule:
 def _on_ray(function: Callable, arguments: Sequence[Any], settings: Settings) -> list[Any]:
     import ray
 
-    task = ray.remote(num_cpus=settings.slots.cpus, num_gpus=settings.slots.gpus, max_retries=3)(function)
+    each = settings.slots.resources_per_worker
+    task = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus, max_retries=3)(function)
     try:
         return ray.get([task.remote(argument) for argument in arguments])
     except ray.exceptions.RayTaskError as error:

@@ -74,7 +74,8 @@ def check_search(settings: Settings) -> None:
             "distill.view_mode: got 'shared_teacher'; expected another one for the protocol sequential, whose second "
             "search evolves the student's policy: no network would see its view. Or search.protocol: coevolve."
         )
-    compute_dtype(settings.training.precision, torch.device("cuda" if settings.slots.gpus else "cpu"))  # warns here
+    device = torch.device("cuda" if settings.slots.resources_per_worker.gpus else "cpu")
+    compute_dtype(settings.training.precision, device)  # warns here
 
 
 def check_teacher(folder: Path, settings: DataSettings, data: TrainingData, *, model: str | None = None) -> None:
@@ -113,8 +114,11 @@ def check_device(settings: Settings) -> None:
     Raises:
         ConfigError: they ask for a GPU and this machine has none.
     """
-    if settings.slots.gpus and not torch.cuda.is_available():
-        raise ConfigError(f"slots.gpus: got {settings.slots.gpus:g}; expected 0, for this machine has no GPU for torch")
+    gpus = settings.slots.resources_per_worker.gpus
+    if gpus and not torch.cuda.is_available():
+        raise ConfigError(
+            f"slots.resources_per_worker.gpus: got {gpus:g}; expected 0, for this machine has no GPU for torch"
+        )
 
 
 def _check_test_split(data: DataSettings) -> None:
@@ -138,7 +142,10 @@ def cost(settings: Settings) -> str:
     searches = 2 if search.protocol == "sequential" and settings.teacher.checkpoint is None else 1
     intervals = -(-search.epochs // search.perturbation_interval_epochs)
     slots = settings.slots
-    what = f"{slots.cpus:g} CPUs" + (f" and {slots.gpus:g} GPUs" if slots.gpus else "")
+    each = slots.resources_per_worker
+    what = f"{each.cpus:g} CPUs" + (f" and {each.gpus:g} GPUs" if each.gpus else "")
+    if slots.most_workers > 1:
+        what = f"{' to '.join(map(str, sorted({slots.fewest_workers, slots.most_workers})))} workers of {what}"
     return (
         f"{searches} search{'es' if searches > 1 else ''} of {search.population_size} members x {search.epochs} epochs "
         f"({search.population_size * intervals} intervals each), slots: {slots.count} of {what}"

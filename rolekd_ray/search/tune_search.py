@@ -8,22 +8,19 @@ from uuid import uuid4
 
 import ray
 from ray import tune
-from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.error import TuneError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rolekd_ray.config import SearchSettings, SlotSettings
-from rolekd_ray.errors import ConfigError, RolekdError
+from rolekd_ray.errors import RolekdError
 from rolekd_ray.search.cluster import slot_count
 from rolekd_ray.search.dispatcher import Dispatcher
 from rolekd_ray.search.ledger import Ledger
 from rolekd_ray.search.member import Member
 from rolekd_ray.search.scheduler import PopulationScheduler
-from rolekd_ray.slots.actor import Slot
+from rolekd_ray.search.slot_pool import SlotPool
 from rolekd_ray.slots.interface import Worker
-
-SLOT_START_SECONDS = 300
 
 
 def run_on_ray(
@@ -45,45 +42,28 @@ def run_on_ray(
     members = [m for m in sorted(population.live) if not population.reported(m, population.generations - 1)]
     if not members:
         return
-    key = uuid4().hex[:8]
-    name = f"dispatcher-{key}"
-    actors = _start_slots(slot_count(slots, len(members)), slots, make_worker, key)
+    name = f"dispatcher-{uuid4().hex[:8]}"
+    pool = SlotPool(slots, make_worker, storage=ledger.folder.absolute() / "tune")
+    pool.grow(slot_count(slots, len(members)))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     dispatcher: Any = (
         ray.remote(Dispatcher)
         .options(name=name, num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-        .remote(ledger.folder.absolute(), list(actors), search.max_failures)
+        .remote(ledger.folder.absolute(), list(pool.slots), search.max_failures)
     )
     try:
         # Slots first: 16 trials that start at once would keep the first interval waiting for half a minute
-        _prepare(list(actors.values()))
+        pool.prepare()
         ray.get(dispatcher.refresh.remote())
+        if slots.count == "auto":
+            pool.follow_cluster(dispatcher, most=len(members))
         _fit(PopulationScheduler(ledger, dispatcher), ledger, name, members, search)
         failure = ray.get(dispatcher.failure.remote())
         if failure is not None:
             raise failure
     finally:
-        for actor in (dispatcher, *actors.values()):
-            ray.kill(actor)
-
-
-def _start_slots(count: int, settings: SlotSettings, make_worker: Callable[[], Worker], key: str) -> dict[str, Any]:
-    names = [f"slot-{key}-{number}" for number in range(count)]
-    # A task that a slot's death cut short is not retried by Ray but handed out again by the dispatcher
-    options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "max_restarts": -1, "max_task_retries": 0}
-    return {name: ray.remote(Slot).options(name=name, **options).remote(make_worker) for name in names}
-
-
-def _prepare(slots: list[Any]) -> None:
-    """Wait until all slots have built their workers."""
-    try:
-        ray.get([slot.prepare.remote() for slot in slots], timeout=SLOT_START_SECONDS)
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, RolekdError) else error) from None
-    except GetTimeoutError:
-        raise ConfigError(
-            f"slots: {len(slots)} were not up after {SLOT_START_SECONDS} s; expected a cluster with that much free"
-        ) from None
+        pool.stop()
+        ray.kill(dispatcher)
 
 
 def _fit(scheduler: PopulationScheduler, ledger: Ledger, name: str, members: list[int], search: SearchSettings) -> None:

@@ -13,25 +13,33 @@ from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.population import Job
 from rolekd_ray.roles import Role
 from rolekd_ray.slots.interface import Task
+from rolekd_ray.training.batchnorm import share_batchnorm
 from rolekd_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.evaluation import check_finite, evaluate
 from rolekd_ray.training.learner import Learner, new_learner
 from rolekd_ray.training.networks import describe_networks, load_network
+from rolekd_ray.training.sharding import Sharding
 
 
 class TrainingWorker:
-    """The real worker: distillation on the task's data. Everything it needs is loaded once, on first use."""
+    """The real worker: distillation on the task's data. Everything it needs is loaded once, on first use.
 
-    def __init__(self, task: Task):
-        self.task = task
+    Args:
+        task: what is trained.
+        sharding: this worker's place among those that train one member together; each is given the same jobs. The first
+            one decides what storage holds and writes to it.
+    """
+
+    def __init__(self, task: Task, sharding: Sharding = Sharding()):  # noqa: B008 - immutable
+        self.task, self.sharding = task, sharding
         self.settings = task.settings
-        self.device = torch.device("cuda" if task.settings.slots.gpus else "cpu")
+        self.device = torch.device("cuda" if task.settings.slots.resources_per_worker.gpus else "cpu")
         self._held: tuple[str, dict[str, Any]] | None = None
         if self.device.type == "cpu":
             # OpenMP's spinning barrier costs 2 to 50 times under neighbours: one thread per whole CPU of the slot
-            torch.set_num_threads(max(1, int(self.settings.slots.cpus)))
+            torch.set_num_threads(max(1, int(self.settings.slots.resources_per_worker.cpus)))
 
     def train(self, job: Job) -> dict[str, Any]:
         """See `Worker.train`.
@@ -41,7 +49,7 @@ class TrainingWorker:
             StorageError: the state cannot be written.
         """
         folder, plain = self.task.states / job.state, job.to_dict(self.task.space)
-        stored = self._stored_metrics(folder, plain)
+        stored = self.sharding.decided_by_first(lambda: self._stored_metrics(folder, plain))
         if stored is not None:
             return stored
         started = time.perf_counter()
@@ -63,15 +71,20 @@ class TrainingWorker:
             "validation_seconds": time.perf_counter() - trained,
         }
         tree = learner.tree()
+        if self.sharding.rank == 0:
+            metrics = self._save(folder, tree, plain, metrics)
+        self._held = (job.state, tree)
+        return metrics
+
+    def _save(self, folder: Path, tree: dict[str, Any], job: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
         try:
-            save_checkpoint(folder, tree, self._description | {"job": plain, "metrics": metrics})
+            save_checkpoint(folder, tree, self._description | {"job": job, "metrics": metrics})
         except StorageError:
             # After the dispatcher's death two slots may train one job; they write the same, and one of them loses
-            stored = self._stored_metrics(folder, plain)
+            stored = self._stored_metrics(folder, job)
             if stored is None:
                 raise
             return stored
-        self._held = (job.state, tree)
         return metrics
 
     def _stored_metrics(self, folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
@@ -93,6 +106,8 @@ class TrainingWorker:
             device=self.device,
             key=job.member,
         )
+        for network in learner.networks.values():
+            share_batchnorm(network, self.settings.training.batchnorm, self.sharding)
         if job.source is not None:
             held, self._held = self._held, None  # training changes these tensors in place: good for one use
             folder = self.task.states / job.source
@@ -111,7 +126,9 @@ class TrainingWorker:
         images, labels = self._validation
         metrics: dict[str, float] = {}
         for role, network in learner.networks.items():
-            found = evaluate(network, images, labels, self.trainer.views, dtype=self.trainer.dtype)
+            found = evaluate(
+                network, images, labels, self.trainer.views, dtype=self.trainer.dtype, sharding=self.sharding
+            )
             metrics |= {f"{role}/validation_accuracy": found.accuracy, f"{role}/validation_loss": found.loss}
         return metrics | {"score": metrics[f"{self.task.roles[-1]}/validation_accuracy"]}
 
@@ -144,4 +161,4 @@ class TrainingWorker:
                 channels=image_set.channels,
             )
             teacher = network
-        return new_trainer(self.settings, self.data, self.task.space, self.device, teacher)
+        return new_trainer(self.settings, self.data, self.task.space, self.device, teacher, self.sharding)

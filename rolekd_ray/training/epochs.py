@@ -21,6 +21,7 @@ from rolekd_ray.training.data import TrainingData
 from rolekd_ray.training.evaluation import check_finite
 from rolekd_ray.training.learner import Learner, learning_rate_factor
 from rolekd_ray.training.precision import autocast, compute_dtype
+from rolekd_ray.training.sharding import ALONE, Sharding
 from rolekd_ray.training.views import Views
 
 PoliciesAt = Callable[[Role, int], list[tuple[float, Policy]]]
@@ -33,7 +34,8 @@ class Trainer:
 
     `images` (N, C, H, W) uint8 and `labels` (N,) are the whole training set, `indices` the part that is trained on.
     A trained teacher is the distillation target while it learns; else `frozen_teacher` is; with neither, the student
-    learns from labels alone.
+    learns from labels alone. With a `sharding` of several workers each of them calls `train`, and all end with the same
+    learner; dropout is the one thing that then depends on their number.
     """
 
     settings: Settings
@@ -43,6 +45,7 @@ class Trainer:
     views: Views
     dtype: torch.dtype
     frozen_teacher: nn.Module | None = None
+    sharding: Sharding = ALONE
 
     def train(
         self, learner: Learner, policies_at: PoliciesAt, *, end_epoch: int, total_epochs: int, stream: object
@@ -65,6 +68,9 @@ class Trainer:
         while learner.epoch < end_epoch:
             losses = self._epoch(learner, policies_at, total_epochs, stream)
             learner.epoch += 1
+        if self.settings.training.batchnorm == "local":
+            for network in learner.networks.values():
+                self.sharding.mean_buffers(network)
         return losses
 
     def _epoch(self, learner: Learner, policies_at: PoliciesAt, total_epochs: int, stream: object) -> dict[str, float]:
@@ -86,6 +92,7 @@ class Trainer:
                     total, parts = self._loss(role, learner, batch, scalars[role])
                     learner.optimizers[role].zero_grad(set_to_none=True)
                     total.backward()
+                    self.sharding.sum_gradients(learner.networks[role])
                     learner.optimizers[role].step()
                     for name, value in ({"loss": total.detach()} | parts).items():
                         name = f"{role}/{name}"
@@ -112,12 +119,12 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a role's total loss and its parts on one batch."""
         if role == Role.TEACHER:
-            logits = self._forward(learner.networks[role], batch.teacher_view)
+            logits = self._forward(learner.networks[role], batch.teacher_view, batch)
             return weighted_loss({"cross_entropy": 1.0}, Outputs(logits, None, batch.labels))
         settings = self.settings.distill
         teacher = learner.networks.get(Role.TEACHER, self.frozen_teacher)
         if teacher is None:
-            logits = self._forward(learner.networks[role], batch.student_view)
+            logits = self._forward(learner.networks[role], batch.student_view, batch)
             return weighted_loss({"cross_entropy": 1.0}, Outputs(logits, None, batch.labels))
         for_student, for_teacher = network_views(
             settings.view_mode,
@@ -125,33 +132,36 @@ class Trainer:
             teacher_view=lambda: batch.teacher_view,
             clean_view=lambda: batch.clean_view,
         )
-        targets = self._targets(teacher, for_teacher)
-        logits = self._forward(learner.networks[role], for_student)
+        targets = self._targets(teacher, for_teacher, batch)
+        logits = self._forward(learner.networks[role], for_student, batch)
         weights = {name: scalars.get(f"losses.{name}", weight) for name, weight in settings.losses.items()}
         temperature = scalars.get("temperature", settings.temperature)
         return weighted_loss(weights, Outputs(logits, targets, batch.labels, temperature))
 
-    def _forward(self, network: nn.Module, view: Tensor) -> Tensor:
+    def _forward(self, network: nn.Module, view: Tensor, batch: "_Batch") -> Tensor:
+        """Return the whole batch's logits; the view holds this worker's rows."""
         with autocast(self.dtype, view.device):
-            return network(view)
+            logits = network(view)
+        return self.sharding.gather(logits, len(batch.labels))
 
-    def _targets(self, teacher: nn.Module, view: Tensor) -> Tensor:
+    def _targets(self, teacher: nn.Module, view: Tensor, batch: "_Batch") -> Tensor:
         """Return the teacher's logits in evaluation mode, so that its BatchNorm buffers stay untouched."""
         training = teacher.training
         teacher.eval()
         with torch.no_grad():
-            logits = self._forward(teacher, view.to(_dtype_of(teacher)))
+            logits = self._forward(teacher, view.to(_dtype_of(teacher)), batch)
         teacher.train(training)
         return logits
 
 
 class _Batch:
-    """One batch and its views, each made once and only if some network asks for it."""
+    """One batch: all its labels, and views of this worker's rows, each made once and only if some network asks."""
 
     def __init__(self, trainer: Trainer, agents: Mapping[Role, PolicyAgent], indices: Tensor, epoch: int):
-        self.trainer, self.agents, self.indices, self.epoch = trainer, agents, indices, epoch
-        self.images = trainer.images[indices]
+        self.trainer, self.agents, self.epoch = trainer, agents, epoch
         self.labels = trainer.labels[indices]
+        self.indices = trainer.sharding.rows(indices)
+        self.images = trainer.images[self.indices]
 
     def _view(self, role: Role) -> Tensor:
         views = self.trainer.views
@@ -176,7 +186,12 @@ def _dtype_of(network: nn.Module) -> torch.dtype:
 
 
 def new_trainer(
-    settings: Settings, data: TrainingData, space: SearchSpace, device: torch.device, teacher: torch.nn.Module | None
+    settings: Settings,
+    data: TrainingData,
+    space: SearchSpace,
+    device: torch.device,
+    teacher: torch.nn.Module | None,
+    sharding: Sharding = ALONE,
 ) -> Trainer:
     """Return the epoch loop for a run's data; a frozen teacher is folded and put into the compute format.
 
@@ -197,4 +212,5 @@ def new_trainer(
         views=Views(settings.base_augmentation, space, mean, std, seed=settings.seed),
         dtype=dtype,
         frozen_teacher=teacher,
+        sharding=sharding,
     )

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from rolekd_ray.errors import TrainingError
 from rolekd_ray.training.precision import autocast
+from rolekd_ray.training.sharding import ALONE, Sharding
 from rolekd_ray.training.views import Views
 
 CALIBRATION_BINS = 15
@@ -34,22 +35,29 @@ class Evaluation:
         return asdict(self)
 
 
-def predict(network: nn.Module, images: Tensor, views: Views, *, dtype: torch.dtype) -> Tensor:
-    """Return logits (N, K) float32 of un-augmented uint8 images; the network comes back in its own mode."""
+def predict(
+    network: nn.Module, images: Tensor, views: Views, *, dtype: torch.dtype, sharding: Sharding = ALONE
+) -> Tensor:
+    """Return logits (N, K) float32 of un-augmented uint8 images; the network comes back in its own mode.
+
+    With several workers each predicts some of the images, and all return all logits.
+    """
     training = network.training
     network.eval()
     with torch.inference_mode(), autocast(dtype, images.device):
         logits = [
             network(views.clean(part).contiguous(memory_format=torch.channels_last)).float()
-            for part in images.split(BATCH)
+            for part in sharding.rows(images).split(BATCH)
         ]
-    network.train(training)
-    return torch.cat(logits)
+        network.train(training)
+        return sharding.gather(torch.cat(logits), len(images))
 
 
-def evaluate(network: nn.Module, images: Tensor, labels: Tensor, views: Views, *, dtype: torch.dtype) -> Evaluation:
+def evaluate(
+    network: nn.Module, images: Tensor, labels: Tensor, views: Views, *, dtype: torch.dtype, sharding: Sharding = ALONE
+) -> Evaluation:
     """Return a network's metrics on images (N, C, H, W) uint8 with labels (N,) int64."""
-    return score(predict(network, images, views, dtype=dtype), labels)
+    return score(predict(network, images, views, dtype=dtype, sharding=sharding), labels)
 
 
 def score(logits: Tensor, labels: Tensor) -> Evaluation:

@@ -76,9 +76,9 @@ def train_final(training: FinalTraining) -> dict[str, Any]:
     metrics = training.finished(plan)
     if metrics is not None:
         return metrics
-    device = torch.device("cuda" if training.settings.slots.gpus else "cpu")
+    device = torch.device("cuda" if training.settings.slots.resources_per_worker.gpus else "cpu")
     if device.type == "cpu":
-        torch.set_num_threads(max(1, int(training.settings.slots.cpus)))
+        torch.set_num_threads(max(1, int(training.settings.slots.resources_per_worker.cpus)))
     data = open_training_data(training.settings.data, train=training.settings.final.train)
     learner, trainer, seconds = _begin(training, data, device, plan)
     schedule = training.schedule.stretched(training.epochs) if training.schedule is not None else None

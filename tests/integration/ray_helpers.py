@@ -41,10 +41,10 @@ def rule(**overrides: Any) -> Rule:
 class NoOpWorker:
     """Trains nothing: reads the source, writes a state of `size` bytes, scores by a hash of the job's state."""
 
-    def __init__(self, states: Path, size: int = 4):
+    def __init__(self, states: Path, size: int = 4, sharding: Any = None):
         import torch
 
-        self.states, self.weights = states, torch.zeros(max(1, size // 4))
+        self.states, self.weights, self.sharding = states, torch.zeros(max(1, size // 4)), sharding
 
     def train(self, job: Job) -> dict[str, Any]:
         import time
@@ -55,7 +55,8 @@ class NoOpWorker:
         if job.source is not None:
             load_checkpoint(self.states / job.source)
         loaded = time.time()
-        save_checkpoint(self.states / job.state, {"weights": self.weights}, {"job": job.member})
+        if self.sharding is None or self.sharding.rank == 0:
+            save_checkpoint(self.states / job.state, {"weights": self.weights}, {"job": job.member})
         digest = hashlib.sha256(job.state.encode()).hexdigest()
         return {
             "score": int(digest[:8], 16) / 2**32,

@@ -155,7 +155,7 @@ def test_a_full_disk_stops_the_search_with_its_own_message(ray, tmp_path):
 
 def test_slots_that_do_not_fit_are_refused_with_the_numbers(ray):
     with pytest.raises(ConfigError, match=r"count auto of 1 CPUs and 1 GPUs each; expected at most 0") as refusal:
-        slot_count(tiny_settings("slots.gpus=1").slots, 4)
+        slot_count(tiny_settings("slots.resources_per_worker.gpus=1").slots, 4)
     assert "0 GPUs" in str(refusal.value)
     with pytest.raises(ConfigError, match="expected at most"):
         slot_count(tiny_settings("slots.count=999").slots, 4)

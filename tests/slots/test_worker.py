@@ -309,9 +309,9 @@ class Watched:
         self.losses: list[Outputs] = []
         forward = Trainer._forward
 
-        def spy_forward(trainer, network, view):
+        def spy_forward(trainer, network, view, batch):
             self.inputs.append((network, network.training, view.clone()))
-            return forward(trainer, network, view)
+            return forward(trainer, network, view, batch)
 
         def spy_loss(weights, outputs):
             self.losses.append(outputs)

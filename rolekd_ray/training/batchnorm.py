@@ -1,0 +1,122 @@
+"""BatchNorm over several workers."""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rolekd_ray.training.sharding import Sharding
+
+_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def share_batchnorm(network: nn.Module, mode: Literal["sync", "local"], sharding: Sharding) -> None:
+    """Make a network's BatchNorms fit for a batch dealt out to workers, in place; names and parameters stay.
+
+    Args:
+        network: any; a worker alone leaves it as it is.
+        mode: `sync`: statistics of the whole batch, as one worker has them. `local`: each worker's rows have their own
+            statistics, so results depend on the number of workers; the running statistics are the workers' mean once
+            `Sharding.mean_buffers` was called.
+        sharding: this worker's place.
+    """
+    if sharding.workers == 1:
+        return
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, _KINDS):
+                setattr(module, name, _shared(child, sharding if mode == "sync" else None))
+
+
+class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose training statistics are those of all workers' rows; without `sharding`, of this worker's rows.
+
+    torch's own SyncBatchNorm refuses CPUs. A worker without rows takes part with none.
+    """
+
+    sharding: Sharding | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (n, C, …)."""
+        if not self.training:
+            return super().forward(input)
+        if self.sharding is None:
+            return super().forward(input) if len(input) else input
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        count, mean, variance = _statistics(input.detach(), self.sharding)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = variance * (count / (count - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        return _Normalise.apply(input, self.weight, self.bias, mean, variance, count, self.eps, self.sharding)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions."""
+
+
+def _shared(module: nn.Module, sharding: Sharding | None) -> SharedBatchNorm:
+    assert isinstance(module, _KINDS)
+    shared = SharedBatchNorm.__new__(SharedBatchNorm)
+    shared.__dict__.update(module.__dict__)  # the very same parameters: optimisers hold them
+    shared.sharding = sharding
+    return shared
+
+
+def _statistics(rows: Tensor, sharding: Sharding) -> tuple[float, Tensor, Tensor]:
+    """Return how many values per channel all workers have, their mean and variance (C,), at least float32.
+
+    Source: Chan, Golub, LeVeque 1983: means and squared distances are merged; sums of squares would cancel.
+    """
+    channels, dims = rows.shape[1], [0, *range(2, rows.dim())]
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    own = torch.zeros(1 + 2 * channels, dtype=dtype, device=rows.device)
+    if len(rows):
+        variance, mean = torch.var_mean(rows.to(dtype), dims, correction=0)
+        own = torch.cat([own.new_tensor([rows.numel() / channels]), mean, variance])
+    every = [torch.empty_like(own) for _ in range(sharding.workers)]
+    dist.all_gather(every, own, group=sharding.group)
+    counts, means, variances = torch.stack(every).double().split([1, channels, channels], dim=1)
+    share = counts / counts.sum()
+    mean = (share * means).sum(0)
+    variance = (share * (variances + (means - mean).square())).sum(0)
+    return counts.sum().item(), mean.to(dtype), variance.to(dtype)
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor,
+        count: float, eps: float, sharding: Sharding,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(rows, weight, mean, variance)
+        ctx.count, ctx.eps, ctx.sharding = count, eps, sharding
+        return F.batch_norm(rows, mean, variance, weight, bias, training=False, eps=eps) if len(rows) else rows.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Take the gradient with fixed statistics, a fused kernel, and add what flows through the statistics.
+
+        With y = w x̂ + b and N values per channel: dx = w / σ (dy - Σdy / N - x̂ Σ(dy x̂) / N), sums over all workers.
+        """
+        rows, weight, mean, variance = ctx.saved_tensors
+        if len(rows):
+            fixed, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+                gradients[0], rows, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            )
+        else:
+            fixed, of_weight, of_bias = gradients[0], torch.zeros_like(mean), torch.zeros_like(mean)
+        sums = torch.stack([of_weight, of_bias])
+        dist.all_reduce(sums, group=ctx.sharding.group)
+        if len(rows):
+            inverse = (variance + ctx.eps).rsqrt()
+            scale = inverse if weight is None else inverse * weight
+            slope, offset = -scale * inverse * sums[0] / ctx.count, -scale * sums[1] / ctx.count
+            shape = (1, -1, *[1] * (rows.dim() - 2))
+            offset = (offset - slope * mean).view(shape)
+            fixed = fixed.add_(torch.addcmul(offset, rows, slope.view(shape)))
+        own = (None, None) if weight is None else (of_weight, of_bias)
+        return fixed, *own, None, None, None, None, None
