@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ MOST_DEATHS = 10
 """So many slots may die over one interval before it is taken for the cause."""
 
 
+HUNG_TIMES, HUNG_SECONDS = 10.0, 300.0
+"""An interval that takes so many times as long as the longest one before it, and so long at least, hangs."""
+
+
 class Dispatcher:
     """Reads the log, so it can be killed and restarted at any moment; runs on the node of the log's writer.
 
@@ -26,10 +31,11 @@ class Dispatcher:
         slots: names of the slots' actors.
         max_failures: how often an interval may fail by an error of its own before its member is given up. Deaths of
             slots do not count, for they say little about the member, unless there are `MOST_DEATHS`.
+        hung_seconds: the least an interval may take before it is taken for hung.
     """
 
-    def __init__(self, folder: Path, slots: list[str], max_failures: int):
-        self.max_failures = max_failures
+    def __init__(self, folder: Path, slots: list[str], max_failures: int, hung_seconds: float = HUNG_SECONDS):
+        self.max_failures, self.hung_seconds = max_failures, hung_seconds
         self.names = set(slots)
         # By name: handles among the arguments would tie a restart to the object store
         self.free: dict[Any, str | None] = {ray.get_actor(slot): None for slot in slots}  # slot -> state it holds
@@ -37,6 +43,7 @@ class Dispatcher:
         self.running: dict[tuple[int, int], asyncio.Task] = {}
         self.reviving: dict[Any, asyncio.Future] = {}  # held here, for the event loop holds tasks weakly
         self.fatal: InputError | None = None
+        self.longest = 0.0  # seconds that any interval took
         self.log = LogReader(folder)
         self.population = Population.replay(self.log.read())
         self.changed = asyncio.Condition()
@@ -96,15 +103,9 @@ class Dispatcher:
                 self._release(slot, None)
                 return None
             try:
-                metrics = await slot.train.remote(job)
+                metrics = await self._unless_hung(slot, job)
             except RayTaskError as error:
                 cause = error.cause
-                if isinstance(cause, WorkersLostError):
-                    deaths += 1
-                    self._bury(slot, job, error)
-                    if deaths > MOST_DEATHS:
-                        return {"failed": f"its interval ended with the death of its workers {deaths} times: {cause}"}
-                    continue
                 self._release(slot, None)
                 if isinstance(cause, InputError):  # bad data, a full disk: no member's fault, nobody can go on
                     await self._stop(cause)
@@ -114,7 +115,8 @@ class Dispatcher:
                 # A loss that is not finite follows from the job alone; doing it again would give the same
                 if isinstance(cause, TrainingError) or failures > self.max_failures:
                     return {"failed": f"{type(cause).__name__}: {cause}"}
-            except RayError as error:  # the slot's process is gone; another slot repeats the interval
+            # Processes are gone, by themselves or killed for hanging: another slot repeats the interval
+            except (RayError, WorkersLostError) as error:
                 deaths += 1
                 self._bury(slot, job, error)
                 if deaths > MOST_DEATHS:
@@ -123,7 +125,24 @@ class Dispatcher:
                 self._release(slot, job.state)
                 return self._outcome(job, metrics)
 
-    def _bury(self, slot: Any, job: Job, error: RayError) -> None:
+    async def _unless_hung(self, slot: Any, job: Job) -> dict[str, Any]:
+        """Return the metrics of an interval; a slot that hangs over it is killed and started again.
+
+        Before the first interval has ended nobody knows how long one takes: there is no limit.
+        """
+        limit = max(self.hung_seconds, HUNG_TIMES * self.longest) if self.longest else None
+        started = time.monotonic()
+        try:
+            metrics = await asyncio.wait_for(slot.train.remote(job), limit)
+        except TimeoutError:
+            ray.kill(slot, no_restart=False)
+            raise WorkersLostError(f"{job.state} took {limit:.0f} s and was taken for hung") from None
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, WorkersLostError) else error) from None
+        self.longest = max(self.longest, time.monotonic() - started)
+        return metrics
+
+    def _bury(self, slot: Any, job: Job, error: Exception) -> None:
         log.warning("a slot died while it trained %s: %s", job.state, error)
         self.reviving[slot] = asyncio.ensure_future(self._revive(slot))
 

@@ -85,6 +85,8 @@ def test_a_given_teacher_must_be_the_network_that_is_named(tmp_path):
 def test_the_cost_in_words():
     size = ("search.population_size=8", "search.epochs=10", "search.perturbation_interval_epochs=3")
     assert cost(settings(*size)) == "2 searches of 8 members x 10 epochs (32 intervals each), slots: auto of 1 CPUs"
-    text = cost(settings(*size, "search.protocol=coevolve", "slots={count: 3, cpus: 2, gpus: 0.5}"))
+    slots = "slots={count: 3, resources_per_worker: {cpus: 2, gpus: 0.5}}"
+    text = cost(settings(*size, "search.protocol=coevolve", slots))
     assert text == "1 search of 8 members x 10 epochs (32 intervals each), slots: 3 of 2 CPUs and 0.5 GPUs"
+    assert "slots: auto of 1 to 4 workers of 1 CPUs" in cost(settings(*size, "slots.workers=[1, 4]"))
     assert cost(settings("teacher.checkpoint=net")).startswith("1 search of ")
