@@ -11,11 +11,14 @@ from typing import Any
 from uuid import uuid4
 
 import ray
+from ray._raylet import PlacementGroupID
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 # What ray.train exports; type checkers cannot tell
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rolekd_ray.config import SlotSettings
 from rolekd_ray.errors import WorkersLostError
@@ -98,8 +101,9 @@ class GroupSlot:
 
     # ---- what the workers call
 
-    async def join(self, group: str, pids: list[int]) -> None:
-        """Hear that all workers of a (new) group are up."""
+    async def join(self, group: str, pids: list[int], reserved: str) -> None:
+        """Hear that all workers of a (new) group are up, and which placement group holds their resources."""
+        _internal_kv_put(self._name, reserved)
 
         def take() -> None:
             self._group, self.pids = group, pids
@@ -156,6 +160,7 @@ class GroupSlot:
             self._settings.most_workers,
             self._settings.fewest_workers,
         )
+        self._release_what_died()
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a dead worker is noticed
         TorchTrainer(
             serve,
@@ -175,6 +180,16 @@ class GroupSlot:
                 callbacks=[_Watch(self._name)],
             ),
         ).fit()
+
+    def _release_what_died(self) -> None:
+        """Give back what the group of this actor's predecessor had reserved.
+
+        Ray Train's own cleaner does it too, but asks the dashboard who is alive, and a private Ray has none. What a
+        group had reserved that died before its workers were up, stays with Ray.
+        """
+        reserved = _internal_kv_get(self._name)
+        if reserved is not None:
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(reserved.decode())))
 
     async def _tell(self, change: Callable[[], None]) -> None:
         async with self._changed:

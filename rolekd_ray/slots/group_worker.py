@@ -43,7 +43,8 @@ def serve(config: dict[str, Any]) -> None:
     pids: list[Any] = [None] * sharding.workers
     dist.all_gather_object(pids, os.getpid(), group=talk)
     if sharding.rank == 0:
-        ray.get(owner.join.remote(group, pids))
+        reserved = ray.util.get_current_placement_group()
+        ray.get(owner.join.remote(group, pids, reserved.id.hex()))
     while True:
         command = sharding.decided_by_first(partial(_ask, owner, group, done))
         if command is None:
