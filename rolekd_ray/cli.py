@@ -16,6 +16,7 @@ from rich.console import Console
 
 from rolekd_ray.errors import ConfigError, InputError, PopulationLostError, RolekdError, RunDirectoryError
 from rolekd_ray.roles import Role
+from rolekd_ray.storage import Place, check_storage, place
 
 if TYPE_CHECKING:
     from rolekd_ray.config import Settings
@@ -73,19 +74,21 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in search.epochs=30. Repeatable."),
 ]
-Storage = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of run directories.")]
+Storage = Annotated[
+    str, typer.Option(metavar="FOLDER", help="Folder of run directories; or an object store: s3://bucket/prefix.")
+]
 Name = Annotated[str | None, typer.Option(help="Name of the run; default: the time of the start.")]
 Seed = Annotated[int | None, typer.Option(help="Run seed; the same as --set seed=N.")]
 Local = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: stdout.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its address: s3://bucket/prefix/run.")]
 
 
 @app.command()
 def run(
     config: Config = "quickstart",
     overrides: Overrides = [],  # noqa: B006 - Typer reads the default, nobody changes it
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     name: Name = None,
     seed: Seed = None,
     local: Local = False,
@@ -98,7 +101,7 @@ def run(
 def search(
     config: Config = "quickstart",
     overrides: Overrides = [],  # noqa: B006
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     name: Name = None,
     seed: Seed = None,
     local: Local = False,
@@ -116,7 +119,7 @@ def resume(
     """Go on after a stop, a crash, on another machine, or for longer."""
     from rolekd_ray.search.run_directory import open_run
 
-    directory = open_run(run)
+    directory = open_run(place(run))
     _execute(directory, directory.environment()["verb"], local, epochs)
 
 
@@ -129,12 +132,12 @@ def status(
     from rolekd_ray.reporting.status import show_status
     from rolekd_ray.search.run_directory import open_run
 
-    show_status(open_run(run).path, out, watch=watch)
+    show_status(open_run(place(run)).path, out, watch=watch)
 
 
 @app.command("export")
 def export_(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a schedule file.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a schedule file.")],
     format: Annotated[ExportFormat, typer.Option()] = ExportFormat.YAML,
     output: Output = None,
     role: Annotated[Role, typer.Option(help="Whose policies, for pba and torchvision.")] = Role.STUDENT,
@@ -144,13 +147,13 @@ def export_(
     from rolekd_ray.policy.formats import export_pba, export_ray, schedule_spec
     from rolekd_ray.policy.schedule import schedule_text
 
-    schedule = _variant(_best_schedule(run), variant)
+    schedule = _variant(_best_schedule(place(run)), variant)
     if role not in schedule.roles and format in (ExportFormat.PBA, ExportFormat.TORCHVISION):
         raise InputError(f"--role: got {str(role)!r}; expected {' or '.join(schedule.roles)}, which the schedule holds")
     if format == ExportFormat.TORCHVISION:
         from rolekd_ray.augment.torchvision_transform import export_source
 
-        text = export_source(schedule_spec(schedule, role) | _fill(run))
+        text = export_source(schedule_spec(schedule, role) | _fill(place(run)))
     else:
         writers: dict[ExportFormat, Callable[[], str]] = {
             ExportFormat.YAML: lambda: schedule_text(schedule),
@@ -182,15 +185,15 @@ def import_(
 @app.command()
 def train(
     role: Annotated[Role, typer.Argument(help="Which network.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Gets the checkpoint.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Gets the checkpoint.")],
     schedule: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Schedule to replay, stretched to length.")
+        str | None, typer.Option(metavar="FILE", help="Schedule to replay, stretched to length.")
     ] = None,
     config: Config = "quickstart",
     overrides: Overrides = [],  # noqa: B006
     seed: Seed = None,
     teacher: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Checkpoint to distil from; default: labels.")
+        str | None, typer.Option(metavar="FOLDER", help="Checkpoint to distil from; default: labels.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length; default: the configuration's.")] = None,
     model: Annotated[str | None, typer.Option(help="Another network than the configuration's.")] = None,
@@ -212,11 +215,13 @@ def train(
     from rolekd_ray.training.final import FinalTraining, train_final
 
     data = check_inputs(settings, local=True)
-    if teacher is not None:
-        check_teacher(teacher, settings.data, data)
-    training = FinalTraining(settings, role, output, loaded, teacher)
+    folder, donor = place(output), place(teacher) if teacher is not None else None
+    if donor is not None:
+        check_teacher(donor, settings.data, data)
+    check_storage(folder)
+    training = FinalTraining(settings, role, folder, loaded, donor)
     plan = training.plan()
-    if output.exists() and not training.finished(plan):
+    if folder.exists() and not training.finished(plan):
         raise CheckpointError(f"{output}: exists and is not this training; expected a new folder")
     try:
         with progress.status(f"training {settings.network(role).model} for {training.epochs} epochs"):
@@ -228,9 +233,9 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A network's checkpoint, or a member's state in a run.")],
+    checkpoint: Annotated[str, typer.Argument(help="A network's checkpoint, or a member's state in a run.")],
     role: Annotated[Role, typer.Option(help="Whose network, where there are two.")] = Role.STUDENT,
-    teacher: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Checkpoint to compare answers with.")] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="FOLDER", help="Checkpoint to compare answers with.")] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where the dataset lies now, if it moved.")
     ] = None,
@@ -239,8 +244,10 @@ def evaluate(
     from rolekd_ray.reporting.tables import evaluation_table
     from rolekd_ray.search.evaluation import evaluate_checkpoint
 
+    named = place(teacher) if teacher is not None else None
+
     out.print(
-        evaluation_table(str(checkpoint), evaluate_checkpoint(checkpoint, role=role, teacher=teacher, moved=data))
+        evaluation_table(checkpoint, evaluate_checkpoint(place(checkpoint), role=role, teacher=named, moved=data))
     )
 
 
@@ -262,11 +269,11 @@ def check(
 
 
 @app.command()
-def doctor(storage: Storage = Path("runs")) -> None:
+def doctor(storage: Storage = "runs") -> None:
     """What this machine can do, and what is missing."""
     from rolekd_ray.search.doctor import examine
 
-    table, healthy = examine(storage)
+    table, healthy = examine(place(storage))
     out.print(table)
     raise typer.Exit(0 if healthy else 1)
 
@@ -285,7 +292,7 @@ def main() -> None:
 
 
 def _start(
-    verb: str, config: str, overrides: list[str], storage: Path, name: str | None, seed: int | None, local: bool
+    verb: str, config: str, overrides: list[str], storage: str, name: str | None, seed: int | None, local: bool
 ) -> None:
     settings = _settings(config, overrides, seed)  # before the imports: a misspelt key is told at once
 
@@ -293,10 +300,12 @@ def _start(
     from rolekd_ray.search.preflight import check_inputs, check_search
     from rolekd_ray.search.run_directory import create_run
 
+    where = place(storage)
+    check_storage(where)
     check_inputs(settings, local=local, evaluated=verb == "run")
     check_search(settings)
-    with hardware(settings, local=local):
-        _execute(create_run(storage, name, settings, verb=verb), verb, local)
+    with hardware(settings, local=local, storage=where):
+        _execute(create_run(where, name, settings, verb=verb), verb, local)
 
 
 def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | None = None) -> None:
@@ -338,7 +347,7 @@ def _settings(config: str, overrides: list[str], seed: int | None) -> "Settings"
     return load_settings(config, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
 
 
-def _best_schedule(path: Path) -> "Schedule":
+def _best_schedule(path: Place) -> "Schedule":
     """Return a schedule file's schedule, or a run's best one so far."""
     from rolekd_ray.policy.schedule import load_schedule
 
@@ -350,12 +359,13 @@ def _best_schedule(path: Path) -> "Schedule":
     return schedule_so_far(open_run(path))
 
 
-def _fill(path: Path) -> dict[str, list[int]]:
+def _fill(path: Place) -> dict[str, list[int]]:
     """Return the colour that a run fills uncovered pixels with; nothing for a schedule file, which does not know it."""
     from rolekd_ray.errors import CheckpointError
     from rolekd_ray.training.checkpoint import read_description
 
-    for folder in (path / "best" / "student", path / "best" / "teacher", *sorted((path / "states").glob("[0-9]*"))):
+    states = sorted((path / "states").glob("[0-9]*"), key=str)
+    for folder in (path / "best" / "student", path / "best" / "teacher", *states):
         try:
             return {"fill": [round(255 * mean) for mean in read_description(folder)["mean"]]}
         except CheckpointError:

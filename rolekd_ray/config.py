@@ -10,12 +10,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from rolekd_ray.errors import ConfigError, SearchSpaceError, suggest, unknown_name
 from rolekd_ray.files import dump_yaml, parse_yaml, read_yaml
 from rolekd_ray.policy.space import SearchSpace, find_searchspace, load_space, parse_space
 from rolekd_ray.roles import Role
+from rolekd_ray.storage import Place, place
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -49,7 +59,7 @@ class NetworkSettings(Section):
     """One role's network."""
 
     model: str
-    checkpoint: Path | None = None
+    checkpoint: Annotated[Place, PlainValidator(place), PlainSerializer(str)] | None = None
     """A trained network of this architecture; the role is then neither searched nor trained."""
 
 
@@ -208,7 +218,7 @@ class Settings(Section):
         )
 
 
-def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
+def load_settings(path: Place | str | None = None, overrides: Sequence[str] = ()) -> Settings:
     """Read a configuration file, apply `key=value` overrides, check everything.
 
     Relative paths are those of the current folder; they come back absolute, so that a run can go on from any folder.
@@ -222,7 +232,8 @@ def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
     """
     path = "quickstart" if path is None else path
     try:
-        file = Path(path) if Path(path).suffix or Path(path).is_file() else find_searchspace(str(path))
+        file = place(path)
+        file = file if file.suffix or file.is_file() else find_searchspace(str(path))
     except SearchSpaceError as error:
         raise ConfigError(str(error).replace("space: unknown search space", "configuration: unknown file")) from None
     data = read_yaml(file, ConfigError)

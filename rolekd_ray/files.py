@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rolekd_ray.errors import InputError, StorageError
+from rolekd_ray.storage import ObjectPath, Place
 
 _SHORT_FLOAT = (
     "tag:yaml.org,2002:float",
@@ -18,7 +20,7 @@ _SHORT_FLOAT = (
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Place) -> Iterator[None]:
     """Name the path when the system refuses to write: disk full, read-only, not a folder.
 
     Raises:
@@ -39,13 +41,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Place, content: str | bytes) -> None:
     """Write a file whole or not at all: aside first, then renamed over `path`; on disk when this returns.
+
+    An object is whole by itself.
 
     Raises:
         StorageError: it could not be written; what was there is still there.
     """
     data = content.encode() if isinstance(content, str) else content
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -62,14 +69,22 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             raise
 
 
-def read_text(path: Path, error: type[InputError] = InputError) -> str:
+def delete_tree(folder: Place) -> None:
+    """Delete a folder, or all objects below a prefix; what a folder's filesystem refuses to delete stays."""
+    if isinstance(folder, ObjectPath):
+        folder.delete_below()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_text(path: Place, error: type[InputError] = InputError) -> str:
     """Return a text file's content.
 
     Raises:
         error: it is missing, a folder, or not UTF-8 text.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as problem:
@@ -108,7 +123,7 @@ def parse_yaml(text: str, *, where: str, error: type[InputError] = InputError) -
         raise error(f"{where}: not valid YAML: {detail}") from problem
 
 
-def read_yaml(path: Path, error: type[InputError] = InputError) -> Any:
+def read_yaml(path: Place, error: type[InputError] = InputError) -> Any:
     """Return a YAML file's data; see `parse_yaml`."""
     return parse_yaml(read_text(path, error), where=str(path), error=error)
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
-from typing import Any
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
 
 from rolekd_ray.errors import ScheduleError, SearchSpaceError, unknown_name
 from rolekd_ray.policy.policy import Policy, policy_from_list, policy_to_list
 from rolekd_ray.policy.space import SearchSpace, load_space, parse_space
 from rolekd_ray.roles import Role
+
+if TYPE_CHECKING:
+    from rolekd_ray.storage import ObjectPath
 
 FORMAT = "rolekd.schedule/1"
 
@@ -224,18 +227,18 @@ def segment_from_dict(row: object, space: SearchSpace, role: Role, where: str, p
     return Segment(epochs, Policy(policy_from_list(row.get("policy"), space, f"{where}.policy", problems), scalars))
 
 
-def load_schedule(path: str | PathLike[str]) -> Schedule:
+def load_schedule(path: "str | PathLike[str] | ObjectPath") -> Schedule:
     """Read a schedule file.
 
     Raises:
         ScheduleError: it is missing, not YAML, or does not fit its space.
         SearchSpaceError: its space is unknown or wrong.
     """
-    from pathlib import Path
-
     from rolekd_ray.files import read_yaml
+    from rolekd_ray.storage import ObjectPath, place
 
-    return schedule_from_dict(read_yaml(Path(path), ScheduleError), where=str(path))
+    where = path if isinstance(path, ObjectPath) else place(fspath(path))
+    return schedule_from_dict(read_yaml(where, ScheduleError), where=str(path))
 
 
 def schedule_text(schedule: Schedule) -> str:

@@ -1,17 +1,16 @@
 """The history of a search as Parquet: one row per member and interval. Derived from the log; can be made anew."""
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rolekd_ray.files import write_atomically
 from rolekd_ray.policy.policy import policy_to_list
 from rolekd_ray.policy.population import Job, Perturbation, Population
+from rolekd_ray.storage import Place
 
 FOLDER = "history"
 
@@ -23,7 +22,7 @@ class History:
     `<role>/policy` (list of op, probability, magnitude_bin; all slots) and its scalars.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         self.folder = folder / FOLDER
         self.rows: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
 
@@ -57,18 +56,17 @@ class History:
         file = self.folder / f"generation-{generation:04d}.parquet"
         if _rows_in(file) == len(rows):
             return  # told again after a restart
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f".{file.name}.{uuid4().hex[:8]}")
         table = pa.table({name: [row.get(name) for row in rows] for name in {key: None for row in rows for key in row}})
         # Without a type, a first generation, which has no donors, would keep the folder from being read as one table
         donors = table["donor"].cast(pa.int64())
-        pq.write_table(table.set_column(table.column_names.index("donor"), "donor", donors), aside)
-        os.replace(aside, file)
+        whole = pa.BufferOutputStream()
+        pq.write_table(table.set_column(table.column_names.index("donor"), "donor", donors), whole)
+        write_atomically(file, whole.getvalue().to_pybytes())
 
 
-def _rows_in(file: Path) -> int | None:
+def _rows_in(file: Place) -> int | None:
     try:
-        return pq.read_metadata(file).num_rows
+        return pq.read_metadata(pa.BufferReader(file.read_bytes())).num_rows
     except (FileNotFoundError, pa.ArrowInvalid):
         return None  # not there, or damaged: derived files are made anew
 

@@ -5,13 +5,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import floor
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rolekd_ray.config import SlotSettings, WorkerResources
-from rolekd_ray.errors import ConfigError
+from rolekd_ray.errors import ConfigError, RolekdError, StorageError
+from rolekd_ray.files import write_atomically
 from rolekd_ray.search.member import MEMBER_BYTES, NAMESPACE
+from rolekd_ray.storage import Place
+
+LOOK_SECONDS = 120
 
 
 @contextmanager
@@ -75,3 +82,58 @@ def _places(node: dict[str, float], each: WorkerResources) -> int:
     # A share of a GPU lies on one GPU: two GPUs hold four workers of 0.4, not five
     by_gpu = floor(gpus) * floor(1 / each.gpus + 1e-9) if each.gpus < 1 else floor(gpus / each.gpus)
     return min(by_cpu, by_gpu)
+
+
+def check_nodes_see(storage: Place, settings: SlotSettings) -> None:
+    """Check that all nodes with room for a worker see the same storage as this process: they read and write states.
+
+    A marker is written, looked for from each node, and deleted. One node with a folder needs no look.
+
+    Raises:
+        StorageError: names the nodes that do not see it.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and _places(node["Resources"], settings.resources_per_worker)]
+    if len(nodes) <= 1 and isinstance(storage, Path):
+        return
+    marker = _existing(storage.absolute()) / f".rolekd-{uuid4().hex}"
+    write_atomically(marker, marker.name)
+    try:
+        blind = [f"{_name(node)}: {problem}" for node in nodes if (problem := _look_from(node, marker))]
+    finally:
+        marker.unlink(missing_ok=True)
+    if blind:
+        raise StorageError(
+            *(f"{storage}: not seen from node {problem}" for problem in blind),
+            f"{storage}: expected storage that all {len(nodes)} nodes share: a network folder mounted under this path "
+            "everywhere, or s3://bucket/prefix with credentials on every node",
+        )
+
+
+def sees(marker: Place) -> str | None:
+    """Return what keeps this process from seeing a marker; None if it sees it."""
+    try:
+        return None if marker.read_text() == marker.name else "another file lies there"
+    except FileNotFoundError:
+        return f"it has another {marker.parent}, or none"
+    except (OSError, RolekdError) as error:
+        return str(error)
+
+
+def _look_from(node: dict[str, Any], marker: Place) -> str | None:
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = ray.remote(sees).options(num_cpus=0, scheduling_strategy=there)
+    try:
+        return ray.get(task.remote(marker), timeout=LOOK_SECONDS)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        return f"it cannot look: {str(error).strip().splitlines()[-1]}"
+
+
+def _existing(folder: Place) -> Place:
+    """Return the folder or the nearest one above it that exists; a prefix of objects needs not to."""
+    while isinstance(folder, Path) and not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"

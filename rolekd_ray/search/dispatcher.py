@@ -3,15 +3,15 @@
 import asyncio
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from rolekd_ray.errors import InputError, TrainingError, WorkersLostError
-from rolekd_ray.policy.population import Job, Population, policies_to_dict
-from rolekd_ray.search.log import LogReader
+from rolekd_ray.policy.population import Job, policies_to_dict
+from rolekd_ray.search.log import LogReader, begin, fold
+from rolekd_ray.storage import Place
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Dispatcher:
         hung_seconds: the least an interval may take before it is taken for hung.
     """
 
-    def __init__(self, folder: Path, slots: list[str], max_failures: int, hung_seconds: float = HUNG_SECONDS):
+    def __init__(self, folder: Place, slots: list[str], max_failures: int, hung_seconds: float = HUNG_SECONDS):
         self.max_failures, self.hung_seconds = max_failures, hung_seconds
         self.names = set(slots)
         # By name: handles among the arguments would tie a restart to the object store
@@ -45,17 +45,23 @@ class Dispatcher:
         self.fatal: InputError | None = None
         self.longest = 0.0  # seconds that any interval took
         self.log = LogReader(folder)
-        self.population = Population.replay(self.log.read())
+        self.folder = folder
+        first, *others = self.log.read()
+        self.population = begin([first], folder)
+        self._tell(others)
         self.changed = asyncio.Condition()
 
     async def refresh(self) -> None:
         """Read what was added to the log, start the intervals that it decided, wake who waits for one."""
-        for record in self.log.read():
-            self.population.tell(record)
+        self._tell(self.log.read())
         for job in filter(None, map(self.population.ask, sorted(self.population.live))):
             self._start(job)  # the member's trial may still be starting
         async with self.changed:
             self.changed.notify_all()
+
+    def _tell(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            fold(self.population, record, self.folder)
 
     async def interval(self, member: int, last: int) -> dict[str, Any] | None:
         """Return the outcome of a member's first interval after generation `last` that the log lacks.

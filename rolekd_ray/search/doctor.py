@@ -4,21 +4,25 @@ import os
 import resource
 import shutil
 import sys
+import time
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from rich.console import Group
 from rich.markup import escape
 
+from rolekd_ray.errors import StorageError
 from rolekd_ray.reporting.tables import plain_table, titled
 from rolekd_ray.search.member import MEMBER_BYTES
 from rolekd_ray.search.run_directory import PACKAGES, installed_version
+from rolekd_ray.storage import ObjectPath, Place, check_storage
 from rolekd_ray.training.precision import has_fast_bfloat16
 
 LEAST_FILES, LEAST_FREE_BYTES = 4096, 2**30
 
 
-def examine(storage: Path) -> tuple[Group, bool]:
+def examine(storage: Place) -> tuple[Group, bool]:
     """Return a table of findings and whether nothing needed is missing.
 
     Args:
@@ -68,7 +72,9 @@ def _available_bytes() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _storage(storage: Path) -> Row:
+def _storage(storage: Place) -> Row:
+    if isinstance(storage, ObjectPath):
+        return _object_store(storage)
     folder = storage.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -79,6 +85,19 @@ def _storage(storage: Path) -> Row:
         f"{free / 2**30:.1f} GiB free, {'' if writable else 'not '}writable",
         (writable and free > LEAST_FREE_BYTES),
     )
+
+
+def _object_store(storage: ObjectPath) -> Row:
+    """Ask the store, write and delete an object; say how long one takes: a record of the log takes as much."""
+    probe, started = storage / f".rolekd-{uuid4().hex}", time.perf_counter()
+    try:
+        check_storage(storage)
+        probe.write_bytes(b"?")
+        seconds = time.perf_counter() - started
+        probe.unlink()
+    except StorageError as error:
+        return f"storage {storage}", str(error), False
+    return f"storage {storage}", f"writable, {seconds * 1000:.0f} ms to begin and write", True
 
 
 def _open_files() -> Row:

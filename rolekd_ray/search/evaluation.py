@@ -10,6 +10,8 @@ from rolekd_ray.config import BaseAugmentationSettings, DataSettings
 from rolekd_ray.errors import DataError
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
+from rolekd_ray.storage import Place, place, same_store
+from rolekd_ray.training.checkpoint import has_checkpoint
 from rolekd_ray.training.data import open_images, open_training_data
 from rolekd_ray.training.evaluation import agreement, predict, score
 from rolekd_ray.training.networks import load_network
@@ -17,11 +19,11 @@ from rolekd_ray.training.views import Views
 
 
 def evaluate_checkpoint(
-    folder: Path,
+    folder: Place,
     data: DataSettings | None = None,
     *,
     role: Role = Role.STUDENT,
-    teacher: Path | None = None,
+    teacher: Place | None = None,
     moved: Path | None = None,
 ) -> dict[str, Any]:
     """Return a checkpoint's metrics on validation and test, and its agreement with a teacher on test.
@@ -30,7 +32,8 @@ def evaluate_checkpoint(
         folder: a finished network or a member's state.
         data: the dataset; None: the one the checkpoint was trained on, as it says itself.
         role: whose network, where the checkpoint holds two.
-        teacher: another checkpoint to compare answers with; None: the one the checkpoint names, if it lies there.
+        teacher: another checkpoint to compare answers with; None: the one the checkpoint names, if it lies there
+            and in the same store: a checkpoint of unknown origin shall not say which server is asked.
         moved: where the dataset lies now, if not where it was.
 
     Raises:
@@ -55,8 +58,9 @@ def evaluate_checkpoint(
     for name, part in (("validation", held_out), ("test", test)):
         logits[name] = predict(network, part.images, views, dtype=torch.float32)
         results |= {f"{name}_{key}": value for key, value in score(logits[name], part.labels).to_dict().items()}
-    if teacher is None and description.get("teacher") and Path(description["teacher"]).exists():
-        teacher = Path(description["teacher"])
+    if teacher is None and description.get("teacher"):
+        named = place(description["teacher"])
+        teacher = named if same_store(named, folder) and has_checkpoint(named) else None
     if teacher is not None:
         channels, num_classes = description["channels"], description["num_classes"]
         network, _ = load_network(teacher, Role.TEACHER, channels=channels, num_classes=num_classes)

@@ -1,17 +1,16 @@
 """The ledger: log, population and everything derived from them, kept in step by the search's one writer."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from math import isfinite
-from pathlib import Path
 from typing import Any, Protocol
 
-from rolekd_ray.files import write_atomically, writing
+from rolekd_ray.files import delete_tree, write_atomically, writing
 from rolekd_ray.policy.population import FORMAT, Job, Perturbation, Population, Rule, state_name
-from rolekd_ray.search.log import Log
+from rolekd_ray.search.log import begin, fold, open_log
+from rolekd_ray.storage import ObjectPath, Place
 
 LINEAGE = "lineage.jsonl"
 STATES = "states"
@@ -55,28 +54,28 @@ class Ledger:
         StorageError: it cannot be written. So may all methods.
     """
 
-    def __init__(self, folder: Path, rule: Rule, observers: Sequence[Observer] = (), *, prolong: bool = False):
+    def __init__(self, folder: Place, rule: Rule, observers: Sequence[Observer] = (), *, prolong: bool = False):
         self.folder, self.observers = folder, observers
         self.decided: Callable[[], object] = lambda: None  # called once a record counts, before slower observers
-        self._log = Log(folder)
+        self._log = open_log(folder)
         for torn in (folder / STATES).glob(".*"):  # written aside by a slot that was killed
-            shutil.rmtree(torn, ignore_errors=True)
+            delete_tree(torn)
         records = self._log.records()
         if not records:
             records = [{"kind": "init", "format": FORMAT, "rule": rule.to_dict()}]
             self._log.append(records[0])
-        self.population = Population(Rule.from_dict(records[0]["rule"]))
-        lineage = []
+        self.population = begin(records, folder)
+        self._lineage: list[str] = []
         for record in records[1:]:
-            lineage += self._tell(record)
-        write_atomically(folder / LINEAGE, "".join(map(self._lineage_line, lineage)))
+            self._lineage += map(self._lineage_line, self._tell(record))
+        write_atomically(folder / LINEAGE, "".join(self._lineage))
         if prolong and rule.epochs > self.population.epochs:
             self.extend(rule.epochs)
         for observer in observers:
             observer.caught_up(self.population)
 
     @property
-    def path_of_log(self) -> Path:
+    def path_of_log(self) -> Place:
         """The log's file."""
         return self._log.path
 
@@ -119,7 +118,7 @@ class Ledger:
         needed |= {job.source for job in map(population.ask, population.live) if job is not None and job.source}
         for state in (self.folder / STATES).glob("[0-9]*-[0-9]*"):
             if state.name not in needed:
-                shutil.rmtree(state, ignore_errors=True)
+                delete_tree(state)
 
     def close(self) -> None:
         """Close log and observers, all of them even if one fails."""
@@ -133,11 +132,19 @@ class Ledger:
         self.decided()
         found = self._tell(record)
         if found:
-            with writing(self.folder / LINEAGE), open(self.folder / LINEAGE, "a", encoding="utf-8") as file:
-                file.writelines(map(self._lineage_line, found))
+            self._write_lineage(list(map(self._lineage_line, found)))
+
+    def _write_lineage(self, lines: list[str]) -> None:
+        file = self.folder / LINEAGE
+        self._lineage += lines
+        if isinstance(file, ObjectPath):  # written anew: about 2 KB per perturbation, one request
+            write_atomically(file, "".join(self._lineage))
+            return
+        with writing(file), open(file, "a", encoding="utf-8") as opened:
+            opened.writelines(lines)
 
     def _tell(self, record: Mapping[str, Any]) -> list[Perturbation]:
-        found = self.population.tell(record)
+        found = fold(self.population, record, self.folder)
         with writing(self.folder):
             for observer in self.observers:
                 if record["kind"] == "score":

@@ -4,11 +4,9 @@ Every stage finds what an earlier try left behind and goes on from there, so `re
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -26,10 +24,12 @@ from rolekd_ray.roles import Role
 from rolekd_ray.search.evaluation import evaluate_checkpoint
 from rolekd_ray.search.ledger import Observer
 from rolekd_ray.search.lock import take_lock
-from rolekd_ray.search.log import LOG, read_log
+from rolekd_ray.search.log import has_log, read_population
 from rolekd_ray.search.population_search import best_state, search_population
 from rolekd_ray.search.preflight import check_device, check_inputs, check_search
-from rolekd_ray.search.run_directory import RunDirectory, create_run, open_run
+from rolekd_ray.search.run_directory import RUN_LOCK, RunDirectory, create_run, open_run
+from rolekd_ray.storage import Place, check_storage, place, relative
+from rolekd_ray.training.checkpoint import has_checkpoint
 from rolekd_ray.training.final import FinalTraining, train_final
 
 
@@ -38,7 +38,7 @@ class Outcome:
     """What a run came to. `dropped` names members that did not reach the goal; `rows` is the final table."""
 
     schedule: Schedule
-    best_state: Path
+    best_state: Place
     dropped: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -46,7 +46,7 @@ class Outcome:
 def start_run(
     settings: Settings,
     *,
-    storage: Path = Path("runs"),
+    storage: Place | str = "runs",
     name: str | None = None,
     verb: Literal["run", "search"] = "run",
     local: bool = False,
@@ -56,7 +56,7 @@ def start_run(
 
     Args:
         settings: from `load_settings`.
-        storage: folder of run directories.
+        storage: folder of run directories, or `s3://bucket/prefix`.
         name: of the new one; None: the moment of the start.
         verb: `search` for the population search alone.
         local: everything in this process, without Ray.
@@ -68,13 +68,14 @@ def start_run(
     """
     check_inputs(settings, local=local, evaluated=verb == "run")
     check_search(settings)
-    with hardware(settings, local=local):
+    storage = place(storage)
+    with hardware(settings, local=local, storage=storage):
         run = create_run(storage, name, settings, verb=verb)
         return Pipeline(run, local=local, console=console or Console(quiet=True)).execute(verb)
 
 
 def resume_run(
-    path: Path, *, epochs: int | None = None, local: bool = False, console: Console | None = None
+    path: Place | str, *, epochs: int | None = None, local: bool = False, console: Console | None = None
 ) -> Outcome:
     """Go on with a run after a stop or a crash, or prolong its search to `epochs`: `rolekd resume` as a call.
 
@@ -82,26 +83,29 @@ def resume_run(
         RunDirectoryError: it is not a run directory, or another process is writing it.
         RolekdError: what else went wrong.
     """
-    run = open_run(path)
+    run = open_run(place(path))
     pipeline = Pipeline(run, local=local, console=console or Console(quiet=True))
     return pipeline.execute(run.environment()["verb"], epochs=epochs)
 
 
 @contextmanager
-def hardware(settings: Settings, *, local: bool) -> Iterator[None]:
-    """Start or join Ray, unless `local`, and refuse what does not fit before anything is written.
+def hardware(settings: Settings, *, local: bool, storage: Place) -> Iterator[None]:
+    """Start or join Ray, unless `local`, and refuse what does not fit before anything of a run is written.
 
     Raises:
         ConfigError: slots or members do not fit on what there is.
+        StorageError: a node that slots would train on does not see the storage, or nobody does.
     """
+    check_storage(storage)
     if local:
         check_device(settings)
         yield
         return
-    from rolekd_ray.search.cluster import ray_session, slot_count
+    from rolekd_ray.search.cluster import check_nodes_see, ray_session, slot_count
 
     with ray_session():
         slot_count(settings.slots, settings.search.population_size)
+        check_nodes_see(storage, settings.slots)
         yield
 
 
@@ -129,13 +133,13 @@ class Pipeline:
             RunDirectoryError: another process is writing the run.
             RolekdError: what else went wrong; `resume` can go on from there.
         """
-        with take_lock(self.run.path / "run.lock"):
+        with take_lock(self.run.path / RUN_LOCK):
             if epochs is not None:
                 self._prolong(epochs)
             self.run.sweep()
-            if (self.run.path / LOG).exists() or (self.run.path / "teacher" / LOG).exists():
+            if has_log(self.run.path) or has_log(self.run.path / "teacher"):
                 self.run.note_resume(self.settings)
-            with hardware(self.settings, local=self.local):  # a run may go on on another machine
+            with hardware(self.settings, local=self.local, storage=self.run.path):  # a run may go on on another machine
                 return self._execute(verb)
 
     def _execute(self, verb: str) -> Outcome:
@@ -177,7 +181,7 @@ class Pipeline:
                 schedule, _ = self._population(folder, (Role.TEACHER,), "teacher", prolong=False)
                 write_atomically(file, schedule_text(schedule))
             found = [load_schedule(file)]
-            if not teacher.exists():
+            if not has_checkpoint(teacher):
                 self.train([("teacher", FinalTraining(self.settings, Role.TEACHER, teacher, found[0]))])
         fixed = found[0].stretched(self.settings.search.epochs) if found else None
         schedule, population = self._population(self.run.path, (Role.STUDENT,), "student", teacher=teacher, fixed=fixed)
@@ -197,7 +201,7 @@ class Pipeline:
         """Train teacher and students to the end, evaluate them on validation and test, write `results.json`."""
         best, settings = self.run.schedule.parent.absolute(), self.settings
         teacher = settings.teacher.checkpoint or best / "teacher"
-        if not teacher.exists():
+        if not has_checkpoint(teacher):
             self.train([("teacher", FinalTraining(settings, Role.TEACHER, teacher, schedule.only(Role.TEACHER)))])
         student = Role.STUDENT
         arms = {
@@ -210,7 +214,7 @@ class Pipeline:
         self.train(list(arms.items()))
         folders = {"teacher": teacher} | {name: arm.folder for name, arm in arms.items()}
         rows = [
-            {"network": name, "checkpoint": os.path.relpath(folder, self.run.path)}
+            {"network": name, "checkpoint": relative(folder, self.run.path)}
             | evaluate_checkpoint(folder, settings.data)
             for name, folder in folders.items()
         ]
@@ -240,10 +244,9 @@ def schedule_so_far(run: RunDirectory) -> Schedule:
         return load_schedule(run.schedule)
     found = []
     for folder in (run.path / "teacher", run.path):
-        if (folder / LOG).is_file() and (records := read_log(folder)):
-            population = Population.replay(records)
-            if population.scores:
-                found.append(schedule_of(population, *population.best()))
+        population = read_population(folder) if has_log(folder) else None
+        if population is not None and population.scores:
+            found.append(schedule_of(population, *population.best()))
     if not found:
         raise RunDirectoryError(f"{run.path}: no member has a score yet; expected at least one")
     return join(found)

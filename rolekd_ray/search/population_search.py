@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from rolekd_ray.config import Settings
 from rolekd_ray.errors import ConfigError, PopulationLostError, RolekdError
@@ -13,6 +12,7 @@ from rolekd_ray.roles import Role
 from rolekd_ray.search.ledger import STATES, Ledger, Observer
 from rolekd_ray.search.local import run_local
 from rolekd_ray.slots.interface import Task
+from rolekd_ray.storage import Place
 
 
 def rule_of(settings: Settings, roles: tuple[Role, ...]) -> Rule:
@@ -34,11 +34,11 @@ def rule_of(settings: Settings, roles: tuple[Role, ...]) -> Rule:
 
 
 def search_population(
-    folder: Path,
+    folder: Place,
     settings: Settings,
     roles: tuple[Role, ...],
     *,
-    teacher: Path | None = None,
+    teacher: Place | None = None,
     fixed: Schedule | None = None,
     local: bool = False,
     prolong: bool = True,
@@ -86,7 +86,7 @@ def search_population(
         ledger.close()
 
 
-def best_state(folder: Path, population: Population) -> Path:
+def best_state(folder: Place, population: Population) -> Place:
     """Return the folder of the best member's newest state."""
     return folder / STATES / state_name(*population.best())
 

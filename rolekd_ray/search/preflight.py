@@ -1,7 +1,6 @@
 """What is checked before anything is written or started, so that a run does not fail after an hour."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -11,6 +10,7 @@ from rolekd_ray.distill.losses import check_losses
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError
 from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
+from rolekd_ray.storage import Place
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.networks import load_network
 from rolekd_ray.training.precision import compute_dtype
@@ -78,7 +78,7 @@ def check_search(settings: Settings) -> None:
     compute_dtype(settings.training.precision, device)  # warns here
 
 
-def check_teacher(folder: Path, settings: DataSettings, data: TrainingData, *, model: str | None = None) -> None:
+def check_teacher(folder: Place, settings: DataSettings, data: TrainingData, *, model: str | None = None) -> None:
     """Check that a teacher was made for these images and has not seen the ones that are held out.
 
     Args:

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +13,12 @@ from typing import Any
 
 from rolekd_ray.config import Settings, load_settings, settings_text
 from rolekd_ray.errors import RunDirectoryError
-from rolekd_ray.files import read_text, write_atomically, writing
+from rolekd_ray.files import delete_tree, read_text, write_atomically, writing
+from rolekd_ray.search.lock import take_lock
+from rolekd_ray.storage import ObjectPath, Place, check_storage
 
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "environment.json", "results.json"
+RUN_LOCK = "run.lock"
 PACKAGES = ("rolekd_ray", "ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy", "pillow")
 
 
@@ -24,20 +26,20 @@ PACKAGES = ("rolekd_ray", "ray", "torch", "torchvision", "optuna", "pyarrow", "p
 class RunDirectory:
     """Paths of a run; the README explains each."""
 
-    path: Path
+    path: Place
 
     @property
-    def schedule(self) -> Path:
+    def schedule(self) -> Place:
         """The best schedule found."""
         return self.path / "best" / "schedule.yaml"
 
     @property
-    def teacher(self) -> Path:
+    def teacher(self) -> Place:
         """The trained teacher's checkpoint."""
         return self.path / "best" / "teacher"
 
     @property
-    def results(self) -> Path:
+    def results(self) -> Place:
         """The final table as JSON."""
         return self.path / RESULTS
 
@@ -67,9 +69,11 @@ class RunDirectory:
 
     def sweep(self) -> None:
         """Delete what killed processes left while they wrote it aside. Only for who holds the run's lock."""
+        if isinstance(self.path, ObjectPath):
+            return  # nothing is written aside there
         for folder in (self.path, self.path / "best", self.path / "teacher"):
             for torn in folder.glob(".*"):
-                shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
+                delete_tree(torn) if torn.is_dir() else torn.unlink()
 
     def note_resume(self, settings: Settings) -> None:
         """Add to `environment.json` on what the run goes on."""
@@ -78,11 +82,11 @@ class RunDirectory:
         write_atomically(self.path / ENVIRONMENT, json.dumps(found, indent=2) + "\n")
 
 
-def create_run(storage: Path, name: str | None, settings: Settings, *, verb: str) -> RunDirectory:
+def create_run(storage: Place, name: str | None, settings: Settings, *, verb: str) -> RunDirectory:
     """Make the directory of a new run.
 
     Args:
-        storage: folder of runs.
+        storage: folder of runs, or a prefix in an object store.
         name: of the run; None: the moment of the start.
         settings: kept in `config.yaml`, all defaults included.
         verb: `run` or `search`; `resume` goes on with the same.
@@ -92,34 +96,47 @@ def create_run(storage: Path, name: str | None, settings: Settings, *, verb: str
         StorageError: it cannot be made.
     """
     path = storage / (name or time.strftime("%Y%m%d-%H%M%S"))
+    if isinstance(path, ObjectPath):
+        check_storage(path)
+        with take_lock(path / RUN_LOCK):  # in place of mkdir, which two cannot both succeed in
+            if any(other.name != RUN_LOCK for other in path.iterdir()):
+                raise _exists(path)
+            return _fill(RunDirectory(path), settings, verb)
     with writing(path):
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            raise RunDirectoryError(
-                f"{path}: exists; expected a new name. Go on with it by `rolekd resume {path}`, or choose another "
-                "--name."
-            ) from None
-    run = RunDirectory(path)
+            raise _exists(path) from None
+    return _fill(RunDirectory(path), settings, verb)
+
+
+def _exists(path: Place) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{path}: exists; expected a new name. Go on with it by `rolekd resume {path}`, or choose another --name."
+    )
+
+
+def _fill(run: RunDirectory, settings: Settings, verb: str) -> RunDirectory:
     try:
         run.set_settings(settings)
-        write_atomically(path / ENVIRONMENT, json.dumps(environment(settings, verb), indent=2) + "\n")
+        write_atomically(run.path / ENVIRONMENT, json.dumps(environment(settings, verb), indent=2) + "\n")
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)  # half a run could be neither gone on with nor made again
+        delete_tree(run.path)  # half a run could be neither gone on with nor made again
         raise
     return run
 
 
-def open_run(path: Path) -> RunDirectory:
+def open_run(path: Place) -> RunDirectory:
     """Open an existing run.
 
     Raises:
         RunDirectoryError: it is not a run directory.
     """
-    missing = [name for name in (CONFIG, ENVIRONMENT) if not (Path(path) / name).is_file()]
+    check_storage(path)
+    missing = [name for name in (CONFIG, ENVIRONMENT) if not (path / name).is_file()]
     if missing:
         raise RunDirectoryError(f"{path}: not a run directory, lacks {', '.join(missing)}")
-    return RunDirectory(Path(path))
+    return RunDirectory(path)
 
 
 def environment(settings: Settings, verb: str) -> dict[str, Any]:

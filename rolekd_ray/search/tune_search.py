@@ -1,8 +1,10 @@
 """The search on Ray Tune: one light trial per member, slots that live as long as the search."""
 
 import logging
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +23,7 @@ from rolekd_ray.search.member import Member
 from rolekd_ray.search.scheduler import PopulationScheduler
 from rolekd_ray.search.slot_pool import SlotPool
 from rolekd_ray.slots.interface import Worker
+from rolekd_ray.storage import ObjectPath
 
 
 def run_on_ray(
@@ -68,16 +71,25 @@ def run_on_ray(
 
 def _fit(scheduler: PopulationScheduler, ledger: Ledger, name: str, members: list[int], search: SearchSettings) -> None:
     try:
-        _tuner(scheduler, ledger, name, members, search).fit()
+        with _own_folder(ledger) as folder:
+            _tuner(scheduler, folder, name, members, search).fit()
     except TuneError as error:
         if scheduler.error is not None:
             raise scheduler.error from None
         raise RolekdError(f"Ray Tune stopped: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _tuner(
-    scheduler: PopulationScheduler, ledger: Ledger, name: str, members: list[int], search: SearchSettings
-) -> Tuner:
+@contextmanager
+def _own_folder(ledger: Ledger) -> Iterator[str]:
+    """Give Tune a folder for its own files, which nothing reads back: of a run in an object store a passing one."""
+    if not isinstance(ledger.folder, ObjectPath):
+        yield str((ledger.folder / "tune").absolute())
+        return
+    with tempfile.TemporaryDirectory(prefix="rolekd-tune-") as folder:
+        yield folder
+
+
+def _tuner(scheduler: PopulationScheduler, folder: str, name: str, members: list[int], search: SearchSettings) -> Tuner:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     return Tuner(
         Member,
@@ -90,7 +102,7 @@ def _tuner(
         run_config=RunConfig(
             # A new folder per attempt: after a crash the log is what counts, not what Tune left behind
             name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=str((ledger.folder / "tune").absolute()),
+            storage_path=folder,
             failure_config=FailureConfig(max_failures=search.max_failures),
             verbose=0,
         ),

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 from rolekd_ray.config import Settings
@@ -10,6 +9,7 @@ from rolekd_ray.policy.population import Job
 from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
+from rolekd_ray.storage import Place
 
 
 class Worker(Protocol):
@@ -32,9 +32,9 @@ class Task:
     """
 
     settings: Settings
-    states: Path
+    states: Place
     roles: tuple[Role, ...]
-    teacher: Path | None = None
+    teacher: Place | None = None
     fixed: Schedule | None = None
 
     @cached_property

@@ -2,7 +2,6 @@
 
 import time
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.population import Job
 from rolekd_ray.roles import Role
 from rolekd_ray.slots.interface import Task
+from rolekd_ray.storage import Place
 from rolekd_ray.training.batchnorm import share_batchnorm
 from rolekd_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from rolekd_ray.training.data import TrainingData, open_training_data
@@ -87,7 +87,7 @@ class TrainingWorker:
             return stored
         return metrics
 
-    def _stored_metrics(self, folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
+    def _stored_metrics(self, folder: Place, job: dict[str, Any]) -> dict[str, Any] | None:
         """Return the metrics of this very job if an earlier try finished it: a score that was never logged."""
         try:
             _, description = load_checkpoint(folder)  # all of it: a score counts only if its state can be gone on from

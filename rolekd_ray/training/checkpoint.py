@@ -1,11 +1,13 @@
 """Checkpoints: a folder with tensors (safetensors) and everything else (JSON). Reading one runs no code from it.
 
-A checkpoint appears whole or not at all: it is written aside, brought to disk and renamed. Member states and finished
-networks share this format.
+A checkpoint appears whole or not at all: in a folder it is written aside, brought to disk and renamed; in an object
+store its JSON, which names and checks the tensors, is written last. Member states and finished networks share this
+format.
 """
 
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -21,14 +23,16 @@ from torch import Tensor
 
 from rolekd_ray.errors import CheckpointError, StorageError
 from rolekd_ray.files import sync_folder
+from rolekd_ray.storage import ObjectPath, Place, place
 
 FORMAT = "rolekd.checkpoint/1"
 TENSORS, DESCRIPTION = "tensors.safetensors", "checkpoint.json"
 _OWN_CHECKSUM = "own_crc32"
+_PLAIN_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 _TENSOR_MARK = "#tensor"  # text keys that begin with # are saved with a second one: no key of a tree can be this
 
 
-def save_checkpoint(folder: Path, tree: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+def save_checkpoint(folder: Place, tree: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Write a checkpoint; an existing one at `folder` is replaced.
 
     Args:
@@ -50,12 +54,33 @@ def save_checkpoint(folder: Path, tree: Mapping[str, Any], description: Mapping[
         "size": len(data),
         "crc32": zlib.crc32(data),
     }
-    text = json.dumps(content | {_OWN_CHECKSUM: _checksum(content)})
+    if isinstance(folder, ObjectPath):
+        _put(folder, data, content)
+    else:
+        _rename_in(folder, data, content)
+
+
+def has_checkpoint(folder: Place) -> bool:
+    """Whether a checkpoint appeared there; it may be damaged."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def _put(folder: ObjectPath, data: bytes, content: dict[str, Any]) -> None:
+    """Write tensors under a new name, then the JSON that names them: another writer of the folder is never torn.
+
+    Tensors that no JSON names, of who was killed in between, go with the folder.
+    """
+    content = content | {"tensors": f"tensors-{uuid4().hex[:8]}.safetensors"}
+    (folder / content["tensors"]).write_bytes(data)
+    (folder / DESCRIPTION).write_bytes(_text(content))
+
+
+def _rename_in(folder: Path, data: bytes, content: dict[str, Any]) -> None:
     aside = folder.parent / f".{folder.name}.{uuid4().hex[:8]}"
     replaced = aside.with_name(f"{aside.name}.old")
     try:
         aside.mkdir(parents=True)
-        for name, part in ((TENSORS, data), (DESCRIPTION, text.encode())):
+        for name, part in ((TENSORS, data), (DESCRIPTION, _text(content))):
             with open(aside / name, "wb") as file:
                 file.write(part)
                 file.flush()
@@ -71,30 +96,31 @@ def save_checkpoint(folder: Path, tree: Mapping[str, Any], description: Mapping[
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Place) -> dict[str, Any]:
     """Return what a checkpoint says about itself, without its tensors.
 
     Raises:
         CheckpointError: it is missing, damaged, or of another format.
     """
-    return _read_json(Path(folder))["description"]
+    return _read_json(place(folder))["description"]
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_checkpoint(folder: Place) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (tree, description) of a checkpoint; tensors are on the CPU.
 
     Raises:
         CheckpointError: it is missing, damaged, or of another format.
     """
-    folder = Path(folder)
+    folder = place(folder)
     content = _read_json(folder)
+    file = folder / content.get("tensors", TENSORS)
     try:
-        data = (folder / TENSORS).read_bytes()
+        data = file.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{folder / TENSORS}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     if len(data) != content["size"] or zlib.crc32(data) != content["crc32"]:
         raise CheckpointError(
-            f"{folder / TENSORS}: damaged, got {len(data):,} bytes with checksum {zlib.crc32(data):08x}; "
+            f"{file}: damaged, got {len(data):,} bytes with checksum {zlib.crc32(data):08x}; "
             f"expected {content['size']:,} with {content['crc32']:08x}"
         )
     try:
@@ -104,14 +130,16 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CheckpointError(f"{folder}: damaged: {error}") from error
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
+def _read_json(folder: Place) -> dict[str, Any]:
     file = folder / DESCRIPTION
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such checkpoint; expected a folder with {DESCRIPTION} and {TENSORS}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: not a checkpoint, {DESCRIPTION} is missing") from None
+    except (FileNotFoundError, NotADirectoryError):
+        if folder.is_dir():
+            raise CheckpointError(f"{folder}: not a checkpoint, {DESCRIPTION} is missing") from None
+        raise CheckpointError(
+            f"{folder}: no such checkpoint; expected a folder with {DESCRIPTION} and {TENSORS}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -123,7 +151,14 @@ def _read_json(folder: Path) -> dict[str, Any]:
     expected = content.pop(_OWN_CHECKSUM)
     if _checksum(content) != expected:
         raise CheckpointError(f"{file}: damaged: its content does not have the checksum that it names")
+    tensors = content.get("tensors", TENSORS)
+    if not isinstance(tensors, str) or not _PLAIN_NAME.fullmatch(tensors):  # of unknown origin: "../../secret"
+        raise CheckpointError(f"{file}: tensors: got {tensors!r}; expected the name of a file beside it")
     return content
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    return json.dumps({**content, _OWN_CHECKSUM: _checksum(content)}).encode()
 
 
 def _checksum(content: Mapping[str, Any]) -> int:

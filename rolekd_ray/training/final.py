@@ -1,19 +1,19 @@
 """Final trainings: one network trained to the end under a schedule, on all images that are not held out."""
 
 import json
-import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rolekd_ray.config import Settings
 from rolekd_ray.errors import CheckpointError
+from rolekd_ray.files import delete_tree
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.schedule import Schedule, schedule_to_dict
 from rolekd_ray.roles import Role
+from rolekd_ray.storage import Place
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
@@ -32,9 +32,9 @@ class FinalTraining:
 
     settings: Settings
     role: Role
-    folder: Path
+    folder: Place
     schedule: Schedule | None = None
-    teacher: Path | None = None
+    teacher: Place | None = None
 
     @property
     def epochs(self) -> int:
@@ -110,11 +110,11 @@ def train_final(training: FinalTraining) -> dict[str, Any]:
     tree = {"networks": learner.tree()["networks"]}
     teacher = str(training.teacher.absolute()) if training.teacher is not None else None
     save_checkpoint(training.folder, tree, description | {"plan": plan, "metrics": metrics, "teacher": teacher})
-    shutil.rmtree(_partial(training), ignore_errors=True)
+    delete_tree(_partial(training))
     return metrics
 
 
-def _partial(training: FinalTraining) -> Path:
+def _partial(training: FinalTraining) -> Place:
     return training.folder.with_name(f"{training.folder.name}.partial")
 
 
@@ -124,12 +124,12 @@ def _save_partial(training: FinalTraining, learner: Learner, description: dict[s
     save_checkpoint(folder, learner.tree(), description)
     for other in folder.parent.iterdir():
         if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
+            delete_tree(other)
 
 
 def _load_partial(training: FinalTraining, learner: Learner, plan: dict[str, Any]) -> float:
     """Go on from the newest whole state of this very plan, if there is one; return the seconds it took."""
-    for folder in sorted(_partial(training).glob("[0-9]*"), reverse=True):
+    for folder in sorted(_partial(training).glob("[0-9]*"), key=str, reverse=True):
         try:
             tree, description = load_checkpoint(folder)
         except CheckpointError:

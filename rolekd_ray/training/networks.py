@@ -1,7 +1,6 @@
 """Finished networks: writing them for anyone to use, reading them back."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from rolekd_ray.data.images import ImageSet
 from rolekd_ray.errors import CheckpointError
 from rolekd_ray.models.zoo import build_network
 from rolekd_ray.roles import Role
+from rolekd_ray.storage import Place
 from rolekd_ray.training.checkpoint import load_checkpoint
 from rolekd_ray.training.learner import load_weights
 
@@ -33,7 +33,7 @@ def describe_networks(
 
 
 def load_network(
-    folder: Path, role: Role, *, model: str | None = None, num_classes: int | None = None, channels: int | None = None
+    folder: Place, role: Role, *, model: str | None = None, num_classes: int | None = None, channels: int | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return (network in evaluation mode, description) of a checkpoint or a member's state.
 
