@@ -16,7 +16,7 @@ from rich.console import Console
 
 from rolekd_ray.errors import ConfigError, InputError, PopulationLostError, RolekdError, RunDirectoryError
 from rolekd_ray.roles import Role
-from rolekd_ray.storage import Place, check_storage, place
+from rolekd_ray.storage import Place, check_storage, children, place
 
 if TYPE_CHECKING:
     from rolekd_ray.config import Settings
@@ -364,7 +364,7 @@ def _fill(path: Place) -> dict[str, list[int]]:
     from rolekd_ray.errors import CheckpointError
     from rolekd_ray.training.checkpoint import read_description
 
-    states = sorted((path / "states").glob("[0-9]*"), key=str)
+    states = children(path / "states", "[0-9]*")
     for folder in (path / "best" / "student", path / "best" / "teacher", *states):
         try:
             return {"fill": [round(255 * mean) for mean in read_description(folder)["mean"]]}

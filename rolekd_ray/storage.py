@@ -173,7 +173,7 @@ def place(where: object) -> Place:
     return ObjectPath(parts.scheme, str(PurePosixPath(parts.netloc, parts.path.strip("/"))), parts.query)
 
 
-SECRETS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in ~/.aws/credentials, or an instance's role"
+SECRETS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws/credentials, or an instance's role"
 
 
 def _check(where: str, parts: Any) -> None:
@@ -194,6 +194,11 @@ def check_storage(where: Place) -> None:
     """
     if isinstance(where, ObjectPath) and not where.bucket.exists():
         raise StorageError(_no_bucket(where))
+
+
+def children(folder: Place, pattern: str = "*") -> list[Place]:
+    """Return what lies right in a folder and fits, by name; nothing of a folder that is not there."""
+    return sorted(folder.glob(pattern), key=str)
 
 
 def relative(where: Place, base: Place) -> str:
@@ -252,13 +257,9 @@ def _worded(where: ObjectPath, said: str) -> str:
         return _no_bucket(where)
     refused = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN", "status 403")
     if any(sign in said for sign in refused):
-        return (
-            f"{where}: access refused; expected credentials that may read and write there: {SECRETS}. It said: {said}"
-        )
+        return f"{where}: access refused: {said}; expected credentials that may read and write there: {SECRETS}"
     if "NETWORK_CONNECTION" in said:
-        return (
-            f"{where}: cannot be reached; expected a server that answers (region, endpoint, network). It said: {said}"
-        )
+        return f"{where}: cannot be reached: {said}; expected a server that answers: check endpoint, region and network"
     return f"{where}: cannot be read or written: {said}"
 
 

@@ -6,7 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from rolekd_ray.reporting.tables import population_table
-from rolekd_ray.storage import Place
+from rolekd_ray.storage import Place, children
 
 SEARCHES = {"teacher": "teacher's search", ".": "search"}
 
@@ -42,5 +42,4 @@ def _tables(run: Place) -> tuple[Group, bool]:
 
 
 def _networks(best: Place) -> list[str]:
-    folders = sorted(best.iterdir(), key=str) if best.is_dir() else []
-    return [folder.name for folder in folders if (folder / "checkpoint.json").is_file()]
+    return [folder.name for folder in children(best) if (folder / "checkpoint.json").is_file()]

@@ -24,7 +24,7 @@ from uuid import uuid4
 from rolekd_ray.errors import RunDirectoryError, StorageError
 from rolekd_ray.storage import ObjectPath
 
-LEASE_SECONDS, BEAT_SECONDS = 30.0, 5.0
+LEASE_SECONDS, LATEST_SECONDS, BEAT_SECONDS = 30.0, 20.0, 5.0  # taken over; no longer sure; told
 log = logging.getLogger(__name__)
 _dead: set[str] = set()  # processes that this one found dead: they may have held several leases
 
@@ -59,10 +59,10 @@ class Lease:
             StorageError: it is not: its heartbeat did not reach the store in time, and another may have taken over.
         """
         late = time.monotonic() - self._last
-        if late > LEASE_SECONDS / 2 or self._lost.exists():
+        if late > LATEST_SECONDS or self._lost.exists():
             raise StorageError(
-                f"{self.folder}: this process no longer holds the run: its last heartbeat was {late:.0f} s ago; expected "
-                f"one every {BEAT_SECONDS:g} s. Another process may have gone on with it"
+                f"{self.folder}: this process no longer holds the run: got a heartbeat {late:.0f} s ago; expected one "
+                f"every {BEAT_SECONDS:g} s. Another process may have gone on with it"
             )
 
     def close(self) -> None:

@@ -58,6 +58,16 @@ class Ledger:
         self.folder, self.observers = folder, observers
         self.decided: Callable[[], object] = lambda: None  # called once a record counts, before slower observers
         self._log = open_log(folder)
+        try:
+            self._catch_up(rule, prolong)
+        except BaseException:
+            self._log.close()
+            raise
+        for observer in observers:
+            observer.caught_up(self.population)
+
+    def _catch_up(self, rule: Rule, prolong: bool) -> None:
+        folder = self.folder
         for torn in (folder / STATES).glob(".*"):  # written aside by a slot that was killed
             delete_tree(torn)
         records = self._log.records()
@@ -71,8 +81,6 @@ class Ledger:
         write_atomically(folder / LINEAGE, "".join(self._lineage))
         if prolong and rule.epochs > self.population.epochs:
             self.extend(rule.epochs)
-        for observer in observers:
-            observer.caught_up(self.population)
 
     @property
     def path_of_log(self) -> Place:

@@ -77,11 +77,15 @@ class ObjectLog:
     def __init__(self, folder: ObjectPath):
         self.path = folder / LOG_OBJECTS
         self._lease = take_lock(folder / LOCK)
-        self._count: int | None = len(_numbered(self.path))
+        try:
+            self._count: int | None = len(_numbered(self.path))
+        except BaseException:
+            self._lease.close()
+            raise
 
     def records(self) -> list[dict[str, Any]]:
         """Return all records so far."""
-        return read_log(self.path.parent)
+        return read_log(self.path.parent) if self._count != 0 else []
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record; it is in the store when this returns.
@@ -91,9 +95,7 @@ class ObjectLog:
                 a store that did not answer may have taken the record all the same, and who opens the log anew sees.
         """
         if self._count is None:
-            raise StorageError(
-                f"{self.path}: not known whether the last record was written; expected a log opened anew"
-            )
+            raise StorageError(f"{self.path}: the last record may be written or not; expected a log opened anew")
         count, self._count = self._count, None
         self._lease.check()
         (self.path / f"{count:08d}.json").write_bytes(_line(record))

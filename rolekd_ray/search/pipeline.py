@@ -188,7 +188,7 @@ class Pipeline:
         return join([*found, schedule]), population
 
     def _population(
-        self, folder: Path, roles: tuple[Role, ...], title: str, **options: Any
+        self, folder: Place, roles: tuple[Role, ...], title: str, **options: Any
     ) -> tuple[Schedule, Population]:
         observers: list[Observer] = [
             SearchProgress(self.console, f"search: {title}"),

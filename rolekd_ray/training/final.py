@@ -13,7 +13,7 @@ from rolekd_ray.files import delete_tree
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.schedule import Schedule, schedule_to_dict
 from rolekd_ray.roles import Role
-from rolekd_ray.storage import Place
+from rolekd_ray.storage import Place, children
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
@@ -129,7 +129,7 @@ def _save_partial(training: FinalTraining, learner: Learner, description: dict[s
 
 def _load_partial(training: FinalTraining, learner: Learner, plan: dict[str, Any]) -> float:
     """Go on from the newest whole state of this very plan, if there is one; return the seconds it took."""
-    for folder in sorted(_partial(training).glob("[0-9]*"), key=str, reverse=True):
+    for folder in reversed(children(_partial(training), "[0-9]*")):
         try:
             tree, description = load_checkpoint(folder)
         except CheckpointError:
