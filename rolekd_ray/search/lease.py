@@ -39,7 +39,7 @@ class Lease:
     """
 
     def __init__(self, folder: ObjectPath):
-        self.folder, self._id = folder, uuid4().hex
+        self.folder, self._id, self._owner = folder, uuid4().hex, owner()
         self._claim, self._lost = folder / f"{self._id}.json", folder / f"{self._id}.lost"
         self._ended = Event()
         self._beats = 0
@@ -79,7 +79,7 @@ class Lease:
 
     def _beat(self) -> None:
         sent = time.monotonic()  # what counts is when it was sent, not when the answer came
-        self._claim.write_bytes(json.dumps(owner() | {"beats": self._beats}).encode())
+        self._claim.write_bytes(json.dumps(self._owner | {"beats": self._beats}).encode())
         self._last, self._beats = sent, self._beats + 1
 
     def _keep_beating(self) -> None:
