@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from urllib.request import Request, urlopen
 
 import pytest
@@ -64,3 +66,25 @@ def checked_access(url: str) -> Iterator[None]:
 def _unchecked_requests(url: str, count: str) -> None:
     headers = {"Content-Type": "text/plain"}
     urlopen(Request(f"{url}/moto-api/reset-auth", count.encode(), headers, method="POST")).close()
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """Answers as S3 does to who does not say who it is; moto's server breaks on that."""
+
+    def do_HEAD(self) -> None:
+        assert "Authorization" not in self.headers, "this test is about requests without credentials"
+        self.send_response(403)
+        self.end_headers()
+
+    do_GET = do_PUT = do_HEAD
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@contextmanager
+def refusing_server() -> Iterator[str]:
+    """Run a server that refuses everyone; gives its URL."""
+    server = HTTPServer(("127.0.0.1", 0), _Refusing)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()

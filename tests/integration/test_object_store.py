@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import rolekd
-from object_store import BUCKET, checked_access, objects, s3_server
+from object_store import BUCKET, checked_access, objects, refusing_server, s3_server
 from ray_helpers import BOTH, TINY, facts, lineage, same_tree, tiny_settings, weights
 
 from rolekd_ray import storage
@@ -175,17 +175,23 @@ def test_storage_that_cannot_be_used_is_refused_before_anything_is_written(
     assert objects(place(f"s3://{BUCKET}")) == before and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("credentials", ["missing", "wrong"])
-def test_credentials_that_are_missing_or_wrong_are_named(server, prefix, credentials, monkeypatch):
-    if credentials == "missing":
-        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with checked_access(server):
-        done = rolekd("search", "--local", "--storage", prefix)
-    storage._store.cache_clear()
+def assert_access_refused(prefix: ObjectPath) -> None:
+    done = rolekd("search", "--local", "--storage", prefix)
     assert done.code == 2 and "Traceback" not in done.err
     assert "access refused" in done.err and "AWS_ACCESS_KEY_ID" in done.err
+
+
+def test_wrong_credentials_are_named(server, prefix):
+    with checked_access(server):
+        assert_access_refused(prefix)
     assert not objects(prefix)
+
+
+def test_missing_credentials_are_named(server, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with refusing_server() as url:
+        assert_access_refused(place(f"s3://{BUCKET}/x?endpoint_override={url}"))
 
 
 def test_a_run_that_is_not_there_is_refused(prefix):
