@@ -59,7 +59,7 @@ class Lease:
             StorageError: it is not: its heartbeat did not reach the store in time, and another may have taken over.
         """
         late = time.monotonic() - self._last
-        if late > LATEST_SECONDS or self._lost.exists():
+        if late > LATEST_SECONDS or _read(self._lost) is not None:
             raise StorageError(
                 f"{self.folder}: this process no longer holds the run: got a heartbeat {late:.0f} s ago; expected one "
                 f"every {BEAT_SECONDS:g} s. Another process may have gone on with it"
@@ -163,7 +163,7 @@ def _identity(content: dict[str, Any]) -> str:
 
 
 def _read(claim: ObjectPath) -> dict[str, Any] | None:
-    """Return a claim; None if it is gone. One that is not ours to read counts as one without an owner."""
+    """Return a claim or mark; None if there is none, which takes one request. One that is not ours to read counts as one without an owner."""
     try:
         found = json.loads(claim.read_bytes())
     except FileNotFoundError:
