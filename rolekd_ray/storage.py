@@ -201,6 +201,13 @@ def children(folder: Place, pattern: str = "*") -> list[Place]:
     return sorted(folder.glob(pattern), key=str)
 
 
+def for_ray(where: Place) -> dict[str, Any]:
+    """Return a place as arguments of Ray's `RunConfig`: Ray would not know a store's options by its address alone."""
+    if isinstance(where, ObjectPath):
+        return {"storage_path": where.key, "storage_filesystem": _store(where.bucket)}
+    return {"storage_path": str(where)}
+
+
 def relative(where: Place, base: Place) -> str:
     """Return a place as seen from another: a relative path; of places in different stores, the whole address."""
     if isinstance(where, Path) and isinstance(base, Path):

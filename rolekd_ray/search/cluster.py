@@ -92,7 +92,8 @@ def check_nodes_see(storage: Place, settings: SlotSettings) -> None:
     Raises:
         StorageError: names the nodes that do not see it.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"] and _places(node["Resources"], settings.resources_per_worker)]
+    each = settings.resources_per_worker
+    nodes = [node for node in ray.nodes() if node["Alive"] and _places(node["Resources"], each)]
     if len(nodes) <= 1 and isinstance(storage, Path):
         return
     marker = _existing(storage.absolute()) / f".rolekd-{uuid4().hex}"

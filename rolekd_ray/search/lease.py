@@ -163,7 +163,7 @@ def _identity(content: dict[str, Any]) -> str:
 
 
 def _read(claim: ObjectPath) -> dict[str, Any] | None:
-    """Return a claim or mark; None if there is none, which takes one request. One that is not ours to read counts as one without an owner."""
+    """Return a claim or a mark; None if there is none, which takes one request. What is no claim has no owner."""
     try:
         found = json.loads(claim.read_bytes())
     except FileNotFoundError:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
@@ -15,6 +14,7 @@ from rolekd_ray.errors import ConfigError, RolekdError
 from rolekd_ray.search.cluster import slots_that_fit
 from rolekd_ray.slots.actor import Slot
 from rolekd_ray.slots.interface import Worker
+from rolekd_ray.storage import Place
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class SlotPool:
         storage: folder for Ray Train's own files.
     """
 
-    def __init__(self, settings: SlotSettings, make_worker: Callable[..., Worker], *, storage: Path):
+    def __init__(self, settings: SlotSettings, make_worker: Callable[..., Worker], *, storage: Place):
         self.settings, self.make_worker, self.storage = settings, make_worker, storage
         self.slots: dict[str, Any] = {}
         self._key = uuid4().hex[:8]
@@ -93,7 +93,7 @@ class SlotPool:
 
         # Ray Train reserves what the workers take, in a placement group of its own; the owner only talks
         owner = ray.remote(GroupSlot).options(num_cpus=0, **options)
-        return owner.remote(self.make_worker, self.settings, name, str(self.storage))
+        return owner.remote(self.make_worker, self.settings, name, self.storage)
 
     def _follow(self, dispatcher: Any, most: int) -> None:
         while not self._stopped.wait(FOLLOW_SECONDS):

@@ -25,6 +25,7 @@ from rolekd_ray.errors import WorkersLostError
 from rolekd_ray.policy.population import Job
 from rolekd_ray.slots.group_worker import NAMESPACE, serve
 from rolekd_ray.slots.interface import Worker
+from rolekd_ray.storage import Place, for_ray
 
 POLL_SECONDS = 5.0
 """An idle worker asks this often; far below the half hour after which gloo and NCCL give a silent peer up."""
@@ -51,7 +52,7 @@ class GroupSlot:
         storage: folder that all nodes see, for Ray Train's own files; nothing reads them back.
     """
 
-    def __init__(self, make_worker: Callable[..., Worker], settings: SlotSettings, name: str, storage: str):
+    def __init__(self, make_worker: Callable[..., Worker], settings: SlotSettings, name: str, storage: Place):
         self._make_worker, self._settings, self._name, self._storage = make_worker, settings, name, storage
         self._training: asyncio.Future | None = None
         self._group: str | None = None  # the workers that are up now
@@ -175,7 +176,7 @@ class GroupSlot:
             run_config=RunConfig(  # type: ignore[arg-type]
                 # Ray Train goes on with a run of the same name; a new group must not
                 name=f"{self._name}-{uuid4().hex[:8]}",
-                storage_path=self._storage,
+                **for_ray(self._storage),
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=10),
                 callbacks=[_Watch(self._name)],
             ),

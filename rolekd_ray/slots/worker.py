@@ -76,7 +76,9 @@ class TrainingWorker:
         self._held = (job.state, tree)
         return metrics
 
-    def _save(self, folder: Path, tree: dict[str, Any], job: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+    def _save(
+        self, folder: Place, tree: dict[str, Any], job: dict[str, Any], metrics: dict[str, Any]
+    ) -> dict[str, Any]:
         try:
             save_checkpoint(folder, tree, self._description | {"job": job, "metrics": metrics})
         except StorageError:

@@ -36,7 +36,7 @@ def cluster(tmp_path) -> Iterator[str]:
     head = ["start", "--head", f"--port={address.split(':')[1]}", "--node-ip-address=127.0.0.1"]
     second = ["start", f"--address={address}", "--node-ip-address=127.0.0.1"]
     mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(tmp_path / "blind")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
     started = []
     for command in ([*RAY, *head, "--include-dashboard=false"], [*mount, *RAY, *second]):
         out = open(tmp_path / f"node{len(started)}.log", "w")  # noqa: SIM115
@@ -53,7 +53,7 @@ def cluster(tmp_path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_folder_of_one_node_is_refused_before_anything_is_written(cluster, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": cluster}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": cluster, "RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, "-m", "rolekd_ray", "search", "--name", "a", *SETTINGS, "--storage"]
     done = subprocess.run(
         [*command, str(tmp_path / "blind" / "runs")], env=environment, capture_output=True, text=True, timeout=300
