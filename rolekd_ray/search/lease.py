@@ -66,10 +66,13 @@ class Lease:
             )
 
     def close(self) -> None:
-        """Let another process write."""
+        """Let another process write; of a store that does not answer the claim ends by itself."""
         self._ended.set()
         self._thread.join()
-        self._claim.unlink(missing_ok=True)
+        try:
+            self._claim.unlink(missing_ok=True)
+        except StorageError as error:  # must not hide why the search ended
+            log.warning("%s: the claim could not be given back: %s", self.folder, error)
 
     def __enter__(self) -> "Lease":
         return self
