@@ -99,7 +99,9 @@ def _start(folder: Path, tag: str, number: int, key: Path, private: Path) -> Hos
     run("ip", "netns", "add", name)
     run("ip", "link", "add", f"v{tag}{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
     run("ip", "link", "set", f"v{tag}{number}", "master", f"rk{tag}", "up")
-    for command in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
+    # Without a route outwards Ray takes 127.0.0.1 for the host's address
+    route = f"route add default via {subnet(tag)}.1"
+    for command in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up", route):
         run("ip", "-netns", name, *command.split())
     own = folder / name
     for part in ("home", "ray", "private"):
