@@ -15,5 +15,6 @@ require_shared_storage
 
 there="rolekd/exported-$name"
 on_head "rolekd export $(quoted "$STORAGE/$name" "$@") --output $(quoted "$there")"
+# shellcheck disable=SC2088 # the head's home, not the one here
 ray rsync-down "$cluster" "~/$there" "$file"
 echo "wrote $file" >&2

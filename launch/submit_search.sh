@@ -16,6 +16,7 @@ require_shared_storage
 options=()
 for option in "$@"; do
     if [ -f "$option" ]; then
+        # shellcheck disable=SC2088 # the head's home, not the one here
         ray rsync-up "$cluster" "$option" "~/rolekd/$(basename "$option")"
         option="rolekd/$(basename "$option")"
     fi

@@ -131,7 +131,9 @@ def judge_facts(facts: Mapping[Node, Mapping[str, Any]]) -> Iterator[Finding]:
     for package, wanted in reference.items():
         for node, fact in facts.items():
             found = fact["versions"][package]
-            advice = "" if found == wanted and found else f"expected {wanted or 'any'}, as on the first node: install it"
+            advice = (
+                "" if found == wanted and found else f"expected {wanted or 'any'}, as on the first node: install it"
+            )
             yield Finding(package, node.name, found or "not installed", advice)
     for node, fact in facts.items():
         yield _gpus(node, fact["gpus"])
@@ -147,7 +149,9 @@ def judge_facts(facts: Mapping[Node, Mapping[str, Any]]) -> Iterator[Finding]:
 
 def _gpus(node: Node, names: Sequence[str]) -> Finding:
     found = f"{len(names)}: {'; '.join(sorted(set(names)))}" if names else "none"
-    advice = "" if len(names) == node.gpus else f"expected the {node.gpus:g} that Ray counts: see --num-gpus, nvidia-smi"
+    advice = (
+        "" if len(names) == node.gpus else f"expected the {node.gpus:g} that Ray counts: see --num-gpus, nvidia-smi"
+    )
     return Finding("GPUs", node.name, found, advice)
 
 

@@ -114,7 +114,9 @@ def _start(folder: Path, tag: str, number: int, key: Path, private: Path) -> Hos
 
 def _write_files(own: Path, address: str, key: Path) -> None:
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(own / "host_key"))
-    (own / "passwd").write_text(f"root:x:0:0:root:{own / 'home'}:/bin/bash\nsshd:x:74:74::/run/sshd:/usr/sbin/nologin\n")
+    (own / "passwd").write_text(
+        f"root:x:0:0:root:{own / 'home'}:/bin/bash\nsshd:x:74:74::/run/sshd:/usr/sbin/nologin\n"
+    )
     (own / "sshd_config").write_text(
         f"ListenAddress {address}\nHostKey {own / 'host_key'}\nAuthorizedKeysFile {key}.pub\nPidFile none\n"
         "PermitRootLogin yes\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nMaxStartups 100\n"
