@@ -95,8 +95,8 @@ def test_what_is_shipped_exists_and_is_what_an_install_needs(description):
     mounts = {remote: local for remote, local in description["file_mounts"].items() if "auth_token" not in remote}
     assert all((ROOT / local).exists() and remote == f"~/rolekd/{local}" for remote, local in mounts.items())
     project = (ROOT / "pyproject.toml").read_text()
-    needed = re.findall(r'^(?:readme|license-files) = \W*"(.+?)"', project, re.M) + ["rolekd_ray", "searchspaces"]
-    assert set(needed) | {"pyproject.toml", "constraints.txt", "launch"} == set(mounts.values())
+    needed = {*re.findall(r'^(?:readme|license-files) = \W*"(.+?)"', project, re.M), "rolekd_ray", "searchspaces"}
+    assert needed | {"pyproject.toml", "constraints.txt", "launch"} == set(mounts.values())
 
 
 def test_clouds_scale_gpu_workers_on_the_spot_market():

@@ -107,8 +107,9 @@ def _start(folder: Path, tag: str, number: int, key: Path, private: Path) -> Hos
     for part in ("home", "ray", "private"):
         (own / part).mkdir(parents=True)
     _write_files(own, address, key)
-    process = subprocess.Popen(["nsenter", f"--net=/run/netns/{name}", "unshare", "--mount", "--uts", "--pid", "--fork",
-                                "--kill-child", "--mount-proc", "bash", "-e", str(own / "boot.sh"), name, str(private)])  # fmt: skip
+    isolated = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-e"]
+    boot = [str(own / "boot.sh"), name, str(private)]
+    process = subprocess.Popen(["nsenter", f"--net=/run/netns/{name}", *isolated, *boot])
     return Host(name, address, own, process)
 
 

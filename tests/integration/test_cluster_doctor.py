@@ -105,5 +105,5 @@ def test_nodes_that_do_not_join_are_told(cluster, monkeypatch):
     from rolekd_ray.search import cluster_doctor
 
     monkeypatch.setattr(cluster_doctor, "_nodes", lambda: [ONE])
-    with pytest.raises(RolekdError, match="got 1 nodes after 0 s, 10.0.0.1 aaaa; expected 2"):
+    with pytest.raises(RolekdError, match=r"got 1 nodes after 0 s, 10\.0\.0\.1 aaaa; expected 2"):
         cluster_doctor._wait_for(2, seconds=0)
