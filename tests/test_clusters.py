@@ -203,6 +203,23 @@ def test_a_node_with_other_code_is_installed_again(node):
     assert len(set_up(node)) == len(first) + 1
 
 
+def test_ray_is_started_again_where_it_did_not_start(tmp_path):
+    """A busy machine fails once, and is used all the same; one that never starts is told."""
+    ray = tmp_path / "ray"
+    ray.write_text(
+        f'#!/usr/bin/env bash\necho "$*" >> {tmp_path}/calls\n'
+        f'[ "$1" = stop ] || [ "$(grep -c start {tmp_path}/calls)" -ge "$WORKS" ]\n'
+    )
+    ray.chmod(0o755)
+    command = ["bash", str(CLUSTERS / "node_start.sh"), "--address=head:6379"]
+    for works, code, calls in (("2", 0, ["stop", "start --address=head:6379"] * 2), ("9", 1, ["stop", "start"] * 3)):
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WORKS": works}
+        assert subprocess.run(command, env=environment).returncode == code
+        found = (tmp_path / "calls").read_text().splitlines()
+        assert len(found) == len(calls) and all(map(str.startswith, found, calls))
+        (tmp_path / "calls").unlink()
+
+
 def test_a_failed_install_is_done_again(node):
     python = node.parent / "python"
     sound = python.read_text()

@@ -73,7 +73,7 @@ class Site:
         started = time.monotonic()
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=600,
+            text=True, timeout=1200,
         )  # fmt: skip
         print(f"\n{script}: {time.monotonic() - started:.0f} s, exit code {done.returncode}\n{done.stdout}")
         assert not check or done.returncode == 0, done.stdout
