@@ -9,7 +9,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from rolekd_ray.errors import RolekdError
-from rolekd_ray.search.cluster_doctor import Node, judge_clocks, judge_facts, judge_storage
+from rolekd_ray.search.node_findings import Node, judge_clocks, judge_facts, judge_storage
 
 ROOT = Path(__file__).parents[2]
 ONE, TWO = Node("10.0.0.1 aaaa", "aaaa", "10.0.0.1", 0), Node("10.0.0.2 bbbb", "bbbb", "10.0.0.2", 1)
@@ -101,7 +101,7 @@ def test_storage_that_cannot_be_written_fails_and_says_what_to_do(cluster, tmp_p
     assert "mount it, give rights" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_nodes_that_do_not_join_are_told(cluster, monkeypatch):
+def test_nodes_that_do_not_join_are_told(monkeypatch):
     from rolekd_ray.search import cluster_doctor
 
     monkeypatch.setattr(cluster_doctor, "_nodes", lambda: [ONE])
