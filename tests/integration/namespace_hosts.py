@@ -48,11 +48,16 @@ class Host:
         self.process.kill()
         self.process.wait()
 
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess:
+        """Run a command on this host, as its user would with a few more environment variables."""
+        (init,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        inside = ["nsenter", f"--target={init}", "--pid", "--mount", "--net", *command]
+        environment = {"HOME": str(self.home), "PATH": os.environ["PATH"]} | variables
+        return subprocess.run(inside, env=environment, capture_output=True, text=True, timeout=120)
+
     def ray_processes(self) -> list[str]:
         """Command lines of Ray's processes on this host; those that merely wait to be collected do not count."""
-        (init,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        inside = ["nsenter", f"--target={init}", "--pid", "--mount", "ps", "-eo", "stat,args"]
-        lines = subprocess.run(inside, capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = self.run("ps", "-eo", "stat,args").stdout.splitlines()
         names = ("raylet", "gcs_server", "ray::", "ray/dashboard", "ray/_private", "ray/autoscaler")
         return [line for line in lines if not line.startswith("Z") and any(name in line for name in names)]
 

@@ -1,7 +1,9 @@
 """The scripts for clusters, on three hosts of one machine: up, a search that loses a host, its best schedule, down."""
 
 import os
+import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -82,7 +84,7 @@ class Site:
     def scores(self, name: str) -> int:
         """How many intervals of a run are done."""
         log = self.storage / name / "log.jsonl"
-        return log.read_text().count('"score"') if log.exists() else 0
+        return len(re.findall(r'"kind": ?"score"', log.read_text())) if log.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +96,11 @@ def site(tmp_path_factory) -> Iterator[Site]:
 
 def test_up_search_lose_a_host_export_down(site):
     site.run("cluster_up.sh")
+    _only_who_has_the_token_is_let_in(site.hosts[0])
     _a_folder_of_each_hosts_own_is_refused(site)
+    assert {(host.home / ".ray" / "auth_token").stat().st_mode & 0o777 for host in site.hosts} == {0o600}
     lost = site.hosts[2]
-    killer = threading.Thread(target=_kill_when, args=(lost, lambda: site.scores("a1") >= 4))
+    killer = threading.Thread(target=_kill_when, args=(lost, lambda: site.scores("a1") >= 2))
     killer.start()
     overrides = [part for setting in (*TINY, f"search.epochs={EPOCHS}") for part in ("--set", setting)]
     printed = site.run("submit_search.sh", "a1", *overrides)
@@ -111,6 +115,17 @@ def test_up_search_lose_a_host_export_down(site):
     site.run("export_best.sh", "a1", str(site.home / "best.yaml"))
     assert load_schedule(site.home / "best.yaml").epochs == EPOCHS + 1
     _down(site, site.hosts[:2])
+
+
+def _only_who_has_the_token_is_let_in(head: Host) -> None:
+    ray = str(head.home / "rolekd" / ".venv" / "bin" / "ray")
+    jobs = [ray, "job", "list", "--address", "http://127.0.0.1:8265"]
+    assert head.run(*jobs, RAY_AUTH_MODE="token").returncode == 0
+    assert "Unauthenticated" in head.run(*jobs, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="guess").stderr
+    assert head.run(*jobs, RAY_AUTH_MODE="disabled").returncode != 0
+    assert head.run(ray, "status", "--address", f"{head.address}:6379", RAY_AUTH_MODE="disabled").returncode != 0
+    with pytest.raises(ConnectionRefusedError):  # the dashboard, from the network
+        socket.create_connection((head.address, 8265), timeout=5)
 
 
 def _a_folder_of_each_hosts_own_is_refused(site: Site) -> None:
