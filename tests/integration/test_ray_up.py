@@ -121,7 +121,7 @@ def _only_who_has_the_token_is_let_in(head: Host) -> None:
     ray = str(head.home / "rolekd" / ".venv" / "bin" / "ray")
     jobs = [ray, "job", "list", "--address", "http://127.0.0.1:8265"]
     assert head.run(*jobs, RAY_AUTH_MODE="token").returncode == 0
-    assert "Unauthenticated" in head.run(*jobs, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="guess").stderr
+    assert "oken authentication is enabled" in head.run(*jobs, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="guess").stderr
     assert head.run(*jobs, RAY_AUTH_MODE="disabled").returncode != 0
     assert head.run(ray, "status", "--address", f"{head.address}:6379", RAY_AUTH_MODE="disabled").returncode != 0
     with pytest.raises(ConnectionRefusedError):  # the dashboard, from the network
