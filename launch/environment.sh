@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts. Makes .venv in the repository and installs the project there, once per change of
 # pyproject.toml. PYTHON chooses the interpreter; it must be 3.11 or later.
 

@@ -269,8 +269,21 @@ def check(
 
 
 @app.command()
-def doctor(storage: Storage = "runs") -> None:
-    """What this machine can do, and what is missing."""
+def doctor(
+    storage: Storage = "runs",
+    cluster: Annotated[bool, typer.Option("--cluster", help="Every node of the cluster RAY_ADDRESS names.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="With --cluster: wait until so many have joined.")] = 1,
+) -> None:
+    """What this machine or cluster can do, and what is missing."""
+    if cluster:
+        from rolekd_ray.search.cluster_doctor import examine_cluster
+
+        table, problems = examine_cluster(place(storage), nodes)
+        out.print(table)
+        if problems:
+            raise RolekdError("\n".join(problems))
+        return
+
     from rolekd_ray.search.doctor import examine
 
     table, healthy = examine(place(storage))

@@ -30,7 +30,7 @@ def test_verbs_and_scripts_exist(document):
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
     text = document.read_text()
     assert set(re.findall(r"rolekd ([a-z]+)\b", "\n".join(re.findall(r"`[^`]+`|^rolekd .*$", text, re.M)))) <= verbs
-    for script in re.findall(r"launch/[\w.]+", text):
+    for script in re.findall(r"launch/[\w./]*\w", text):
         assert (ROOT / script).is_file(), script
 
 
