@@ -97,6 +97,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
     assert not [below[pid] for pid in below if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.slow
 def test_resume_of_a_run_that_is_being_written_is_refused(tmp_path):
     """The lock is the kernel's, so a writer without Ray shows as much."""
     run = tmp_path / "runs" / "a"

@@ -102,6 +102,7 @@ def test_a_group_whose_processes_are_killed(ray, reference, tmp_path, victim, co
     assert killer.waited <= most_seconds
 
 
+@pytest.mark.slow
 def test_a_hanging_slot_is_killed_and_its_interval_repeated(ray, tmp_path):
     (tmp_path / "states").mkdir()
     ledger = Ledger(tmp_path, rule(population_size=4, epochs=9))

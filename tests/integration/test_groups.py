@@ -74,6 +74,7 @@ def kill_one(name: str, killed: list) -> None:
     killed.append(time.monotonic())
 
 
+@pytest.mark.slow
 def test_a_search_on_a_group_is_that_of_one_worker_though_a_worker_dies(ray, reference, tmp_path):
     killed: list[float] = []
     watcher = Watcher((6, partial(kill_one, WORKERS, killed)))

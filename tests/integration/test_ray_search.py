@@ -83,6 +83,7 @@ def test_ray_equals_one_process_though_a_slot_a_trial_and_the_dispatcher_die(ray
     assert same_tree(weights(tmp_path), weights(reference))
 
 
+@pytest.mark.slow
 def test_trials_import_no_torch_and_show_policies_and_donors(ray, tmp_path):
     torch_free: list[bool] = []
 
@@ -106,6 +107,7 @@ def test_trials_import_no_torch_and_show_policies_and_donors(ray, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_asynchronous_search_reaches_the_goal_and_replays(ray, tmp_path):
     ledger = Ledger(tmp_path, rule(population_size=4, epochs=18, mode="asynchronous", quantile=0.5))
     settings = tiny_settings()
@@ -144,6 +146,7 @@ def test_a_member_that_keeps_failing_is_dropped_and_the_others_go_on(ray, tmp_pa
     assert ledger.population.live == {0, 1, 3} and ledger.population.finished
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_search_with_its_own_message(ray, tmp_path):
     ledger = Ledger(tmp_path, rule(population_size=4, epochs=9))
     settings = tiny_settings()
