@@ -141,7 +141,8 @@ def all_cases(sharding: Sharding) -> dict[Any, Any]:
 
 def _worker(rank: int, workers: int, port: int, answers: Any) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # By name, for a host name need not be one that gloo can resolve
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", rank=rank, world_size=workers)
     answers.put((rank, all_cases(Sharding(rank, workers))))
     dist.barrier()
