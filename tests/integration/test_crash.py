@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from ray_helpers import BOTH, TINY, descendants, facts, lineage, same_tree, tiny_settings, weights
+from ray_helpers import TINY, descendants, facts, lineage, same_tree, weights
 
 from rolekd_ray.search.log import LOG
-from rolekd_ray.search.population_search import search_population
 
 ROLEKD = [sys.executable, "-m", "rolekd_ray"]
 
@@ -50,13 +49,6 @@ def kill_all(process: subprocess.Popen) -> None:
         except ProcessLookupError:
             continue
     process.communicate(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    search_population(folder, tiny_settings(), BOTH, local=True)
-    return folder
 
 
 def assert_ended_equal(run: Path, reference: Path) -> None:

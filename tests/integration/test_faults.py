@@ -10,7 +10,6 @@ import pytest
 import ray as ray_api
 from ray_helpers import NoOpWorker, facts, lineage, processes, rule, tiny_settings
 
-from rolekd_ray.search.cluster import ray_session
 from rolekd_ray.search.dispatcher import Dispatcher
 from rolekd_ray.search.ledger import Ledger
 from rolekd_ray.search.local import run_local
@@ -39,14 +38,6 @@ class Hanging(NoOpWorker):
             mark.touch()
             os.kill(os.getpid(), signal.SIGSTOP)
         return super().train(job)
-
-
-@pytest.fixture(scope="module")
-def ray():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # slots find this folder's workers
-        with ray_session():
-            yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from ray_helpers import BOTH, NoOpWorker, facts, lineage, processes, rule, tiny_settings, weights
 
 from rolekd_ray.errors import ConfigError, StorageError
-from rolekd_ray.search.cluster import ray_session, slot_count
+from rolekd_ray.search.cluster import slot_count
 from rolekd_ray.search.ledger import Ledger
 from rolekd_ray.search.log import read_log
 from rolekd_ray.search.population_search import search_population
@@ -38,22 +38,6 @@ class Watcher:
     def dropped(self, record, population): ...
     def caught_up(self, population): ...
     def close(self): ...
-
-
-@pytest.fixture(scope="module")
-def ray():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers find this folder's modules
-        with ray_session():
-            yield
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> Path:
-    """The search in one process by one worker."""
-    folder = tmp_path_factory.mktemp("reference")
-    search_population(folder, tiny_settings(), BOTH, local=True)
-    return folder
 
 
 def assert_as_one_worker(run: Path, reference: Path) -> None:

@@ -20,7 +20,7 @@ from ray_helpers import (
 
 from rolekd_ray.errors import ConfigError, RolekdError, StorageError
 from rolekd_ray.policy.population import Population
-from rolekd_ray.search.cluster import ray_session, slot_count
+from rolekd_ray.search.cluster import slot_count
 from rolekd_ray.search.ledger import Ledger
 from rolekd_ray.search.log import read_log
 from rolekd_ray.search.population_search import search_population
@@ -50,22 +50,6 @@ def kill(name: str, killed: list):
     assert found, f"no process {name}"
     os.kill(found[0], signal.SIGKILL)
     killed.append(name)
-
-
-@pytest.fixture(scope="module")
-def ray():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # slots find this folder's workers
-        with ray_session():
-            yield
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> Path:
-    """The search in one process, never interrupted."""
-    folder = tmp_path_factory.mktemp("reference")
-    search_population(folder, tiny_settings(), BOTH, local=True)
-    return folder
 
 
 def test_ray_equals_one_process_though_a_slot_a_trial_and_the_dispatcher_die(ray, reference, tmp_path):
