@@ -345,6 +345,8 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
     places["curves"] = f"tensorboard --logdir {directory.path}"
     for what, where in places.items():
         _say(out, f"{what + ':':<15}{where}")
+    for line in outcome.replaced:
+        _say(progress, f"note: {line}")
     if outcome.dropped:
         raise RolekdError("\n".join(outcome.dropped))
 

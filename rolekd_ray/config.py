@@ -111,7 +111,7 @@ class SearchSettings(Section):
     resample_probability: Fraction = 0.2
     max_shift_bins: Annotated[int, Field(ge=0)] = 3
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often an interval of one member may fail before the member is dropped."""
+    """How often an interval may fail, or its trial process die, before a copy of another member takes its place."""
 
 
 class FinalSettings(Section):

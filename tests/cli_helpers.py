@@ -33,6 +33,7 @@ TINY = {
     "final.train": 60,
     "teacher.model": "resnet8",
     "training.batch_size": 30,
+    "training.precision": "float32",  # evaluation's: what is compared must not depend on the processor
     "search.population_size": 2,
     "search.epochs": 2,
     "search.perturbation_interval_epochs": 1,

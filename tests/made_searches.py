@@ -71,6 +71,10 @@ class Life:
         """Tell a job's score."""
         return self.tell({"kind": "score", "member": job.member, "generation": job.generation, "score": score})
 
+    def fail(self, job: Job, reason: str = "drawn") -> list[Perturbation]:
+        """Tell that a job was given up."""
+        return self.tell({"kind": "fail", "member": job.member, "generation": job.generation, "reason": reason})
+
 
 def new_life(rule: Rule) -> Life:
     """A population of which nothing is known yet."""
@@ -89,12 +93,14 @@ def live_through(
     seed: int,
     *,
     drop_chance: float = 0.0,
+    fail_chance: float = 0.0,
     extends: Sequence[int] = (),
     score: Callable[[Job], float] = score_of,
 ) -> Life:
     """Let a population live until nobody has anything to train; members report in random order.
 
-    At every step a member is dropped with `drop_chance`; goals of `extends` are set now and then, or at the end.
+    At every step a member is dropped with `drop_chance`, an interval fails with `fail_chance`; goals of `extends` are
+    set now and then, or at the end.
     """
     rng, life, goals = Random(seed), new_life(rule), list(extends)
     while (jobs := open_jobs(life.population)) or goals:
@@ -104,7 +110,10 @@ def live_through(
             life.tell({"kind": "drop", "member": rng.choice(sorted(life.population.live)), "reason": "drawn"})
         elif jobs:
             job = rng.choice(jobs)
-            life.score(job, score(job))
+            if rng.random() < fail_chance:
+                life.fail(job)
+            else:
+                life.score(job, score(job))
     return life
 
 

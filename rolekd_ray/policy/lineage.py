@@ -26,6 +26,27 @@ def schedule_of(population: Population, member: int, generation: int) -> Schedul
     )
 
 
+def shortfalls(population: Population) -> list[str]:
+    """Return a sentence for each member that can no longer reach the goal epoch."""
+    last = population.generations - 1
+    failed = {m: why for m, why in population.failed.get(last, {}).items() if m in population.live}
+    return [
+        f"member {member} did not reach epoch {population.epochs}: {reason}"
+        for member, reason in sorted((population.dropped | failed).items())
+    ]
+
+
+def replacements(population: Population) -> list[str]:
+    """Return a sentence for each interval that was given up and whose member's place went to a copy of another."""
+    return [
+        f"member {member} failed in epochs {job.start_epoch + 1} to {job.end_epoch}, a copy of member "
+        f"{population.jobs[member, generation + 1].donor} took its place: {reason}"
+        for generation, failed in sorted(population.failed.items())
+        for member, reason in sorted(failed.items())
+        if (job := population.jobs[member, generation]) and (member, generation + 1) in population.jobs
+    ]
+
+
 def effective_lineages(population: Population, generation: int) -> int:
     """Return how many members of generation 0 still have descendants among the members of a generation."""
     members = population.scores.get(generation, {})

@@ -91,15 +91,19 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Perturbation:
-    """One exploit and explore, decided after `generation`: the recipient copies the donor, then mutates."""
+    """One exploit and explore, decided after `generation`: the recipient copies the donor, then mutates.
+
+    `recipient_score` None: the recipient's interval failed, `reason` says why; else it was among the worst.
+    """
 
     generation: int
     recipient: int
     donor: int
-    recipient_score: float
+    recipient_score: float | None
     donor_score: float
     before: Policies
     after: Policies
+    reason: str | None = None
 
     def to_dict(self, space: SearchSpace) -> dict[str, Any]:
         """Return the lineage file's record."""
@@ -143,7 +147,9 @@ class Population:
     def __init__(self, rule: Rule):
         self.rule = rule
         self.live = set(range(rule.population_size))
+        self.dropped: dict[int, str] = {}  # member -> why it is gone for good
         self.scores: dict[int, dict[int, float]] = {}  # generation -> member -> score
+        self.failed: dict[int, dict[int, str]] = {}  # generation -> member -> why its interval was given up
         self.jobs: dict[tuple[int, int], Job] = {}  # (member, generation) -> job, all that were ever decided
         self.newest: dict[int, int] = {}  # member -> generation of its newest job
         self.ends = _generation_ends([], rule.epochs, rule.interval_epochs)
@@ -167,78 +173,112 @@ class Population:
 
     @property
     def finished(self) -> bool:
-        """Whether every live member has reached the goal epoch."""
-        return all(self.reported(member, self.generations - 1) for member in self.live)
+        """Whether no live member has anything to train before the goal epoch."""
+        return self.complete(self.generations - 1)
 
     def reported(self, member: int, generation: int) -> bool:
         """Whether this interval's score is in the log."""
         return member in self.scores.get(generation, ())
 
+    def ended(self, member: int, generation: int) -> bool:
+        """Whether this interval was scored or given up."""
+        return self.reported(member, generation) or member in self.failed.get(generation, ())
+
+    def complete(self, generation: int) -> bool:
+        """Whether this generation has ended for all live members."""
+        return all(self.ended(member, generation) for member in self.live)
+
     def ask(self, member: int) -> Job | None:
         """Return the interval to train next; None while the decision waits for others, and at the end."""
         generation = self.newest[member]
-        waiting = member in self.live and not self.reported(member, generation)
+        waiting = member in self.live and not self.ended(member, generation)
         return self.jobs[member, generation] if waiting else None
 
     def tell(self, record: Mapping[str, Any]) -> list[Perturbation]:
-        """Take one record (`score`, `drop` or `extend`) and return what it led to."""
+        """Take one record and return what it led to.
+
+        `score`: an interval's outcome. `fail`: an interval was given up; its member will copy one that scored the same
+        generation. `drop`: a member is gone for good. `extend`: a further goal.
+        """
         kind = record["kind"]
         if kind == "score":
-            return self._tell_score(record["member"], record["generation"], record["score"])
-        if kind == "drop":
-            self.live.discard(record["member"])
-            return self._decide_complete_generations()
-        assert kind == "extend", f"unknown kind of record: {kind!r}"
-        self.epochs = record["epochs"]
-        self.ends = _generation_ends(self.ends[: max(self.newest.values()) + 1], self.epochs, self.rule.interval_epochs)
-        if self.rule.synchronous:
-            return self._decide_complete_generations()
-        waiting = sorted(m for m in self.live if self.reported(m, self.newest[m]))
-        return [found for member in waiting for found in self._decide_one(member, self.newest[member])]
+            self._tell_score(record["member"], record["generation"], record["score"])
+        elif kind == "fail":
+            self._tell_failure(record["member"], record["generation"], record["reason"])
+        elif kind == "drop":
+            self._drop(record["member"], record["reason"])
+        else:
+            assert kind == "extend", f"unknown kind of record: {kind!r}"
+            self.epochs = record["epochs"]
+            kept = self.ends[: max(self.newest.values()) + 1]
+            self.ends = _generation_ends(kept, self.epochs, self.rule.interval_epochs)
+        return self._decide_together() if self.rule.synchronous else self._decide_one_by_one()
 
     def best(self) -> tuple[int, int]:
-        """Return (member, generation) of the best score of the newest generation that all live members reached.
+        """Return (member, generation) of the best score of the newest generation that has ended for all live members.
 
         Ties go to the lower number. ValueError while nothing has scored.
         """
-        complete = [g for g, scores in self.scores.items() if self.live and self.live <= scores.keys()]
+        complete = [g for g in self.scores if self.live and self.complete(g)]
         generation = max(complete or self.scores)
         scores = self.scores[generation]
         candidates = (self.live & scores.keys()) or scores.keys()
         return max(sorted(candidates), key=scores.__getitem__), generation
 
-    def _tell_score(self, member: int, generation: int, score: float) -> list[Perturbation]:
-        assert not self.reported(member, generation), f"member {member} scored generation {generation} twice"
+    def _tell_score(self, member: int, generation: int, score: float) -> None:
+        assert not self.ended(member, generation), f"member {member} ended generation {generation} twice"
         assert isfinite(score), score
         self.scores.setdefault(generation, {})[member] = score
-        if self.rule.synchronous:
-            return self._decide_complete_generations()
-        return self._decide_one(member, generation) if member in self.live else []
 
-    def _decide_complete_generations(self) -> list[Perturbation]:
-        """Decide the generation everybody waits behind, if all live members have scored it."""
-        if not self.rule.synchronous or not self.live:
+    def _tell_failure(self, member: int, generation: int, reason: str) -> None:
+        assert member in self.live and generation == self.newest[member], f"member {member} trains something else"
+        assert not self.ended(member, generation), f"member {member} ended generation {generation} twice"
+        self.failed.setdefault(generation, {})[member] = reason
+        self._drop_who_waits_in_vain()
+
+    def _drop(self, member: int, reason: str) -> None:
+        if member in self.live:
+            self.live.discard(member)
+            self.dropped[member] = reason
+            self._drop_who_waits_in_vain()
+
+    def _drop_who_waits_in_vain(self) -> None:
+        """Drop failed members for whom no live member of the same generation is, or ever will be, there to copy."""
+        for member in sorted(self.live):
+            generation = self.newest[member]
+            if member in self.failed.get(generation, ()) and not any(
+                self.reported(other, generation)
+                or self.newest[other] < generation
+                or (self.newest[other] == generation and not self.ended(other, generation))
+                for other in self.live
+            ):
+                self._drop(member, self.failed[generation][member])
+
+    def _decide_together(self) -> list[Perturbation]:
+        """Decide the generation everybody waits behind, if it has ended for all live members."""
+        generation = max((self.newest[member] for member in self.live), default=0)
+        if generation + 1 >= self.generations or not self.live or not self.complete(generation):
             return []
-        generation = max(self.newest[member] for member in self.live)
+        donors = self._donors(generation, ceil)
+        return [found for m in sorted(self.live) for found in self._advance(m, generation, donors.get(m, []))]
+
+    def _decide_one_by_one(self) -> list[Perturbation]:
+        """Let everyone go on who has ended an interval; who failed waits for the first that scores the generation."""
+        found = []
+        for member in sorted(self.live):
+            generation = self.newest[member]
+            if generation + 1 < self.generations and self.ended(member, generation):
+                donors = self._donors(generation, int).get(member, [])
+                if donors or self.reported(member, generation):
+                    found += self._advance(member, generation, donors)
+        return found
+
+    def _donors(self, generation: int, rounding) -> dict[int, list[int]]:
+        """Return whom members may copy after a generation: the worst, and those who failed, one of the best.
+
+        Worst and best are equally many; ties are broken by a seeded draw.
+        """
         scores = self.scores.get(generation, {})
-        if generation + 1 >= self.generations or not self.live <= scores.keys():
-            return []
-        worst, best = self._extremes(generation, ceil)
-        return [
-            found
-            for member in sorted(self.live)
-            for found in self._advance(member, generation, best if member in worst else [])
-        ]
-
-    def _decide_one(self, member: int, generation: int) -> list[Perturbation]:
-        if generation + 1 >= self.generations:
-            return []
-        worst, best = self._extremes(generation, int)
-        return self._advance(member, generation, best if member in worst else [])
-
-    def _extremes(self, generation: int, rounding) -> tuple[list[int], list[int]]:
-        """Return the worst and the best members of a generation, equally many; ties are broken by a seeded draw."""
-        scores = self.scores[generation]
         members = sorted(self.live & scores.keys())
         self._rng("ties", generation).shuffle(members)
         members.sort(key=scores.__getitem__)
@@ -246,7 +286,9 @@ class Population:
         count = min(
             rounding(self.rule.quantile * len(members) - (1e-9 if rounding is ceil else -1e-9)), len(members) // 2
         )
-        return members[:count], members[len(members) - count :]
+        best = members[len(members) - count :]
+        failed = self.live & self.failed.get(generation, {}).keys()
+        return dict.fromkeys(members[:count], best) | dict.fromkeys(failed, best or members[-1:])
 
     def _advance(self, member: int, generation: int, donors: list[int]) -> list[Perturbation]:
         """Give a member its next job; with donors, exploit one of them and explore."""
@@ -269,7 +311,8 @@ class Population:
         }
         self._add_job(member, generation + 1, donor, after)
         scores, before = self.scores[generation], self.jobs[member, generation].policies
-        return [Perturbation(generation, member, donor, scores[member], scores[donor], before, after)]
+        reason = self.failed.get(generation, {}).get(member)
+        return [Perturbation(generation, member, donor, scores.get(member), scores[donor], before, after, reason)]
 
     def _add_job(self, member: int, generation: int, donor: int | None, policies: Policies) -> None:
         start = self.ends[generation - 1] if generation else 0

@@ -46,19 +46,21 @@ class SearchProgress:
         """Print the exploit, unless it is of the past."""
         if self.new:
             found, epoch = perturbation, population.ends[perturbation.generation]
+            score = "failed" if found.recipient_score is None else f"{found.recipient_score:.4f}"
             self.console.print(
-                f"  epoch {epoch:>3}  member {found.recipient:>2} ({found.recipient_score:.4f}) copies "
+                f"  epoch {epoch:>3}  member {found.recipient:>2} ({score}) copies "
                 f"member {found.donor:>2} ({found.donor_score:.4f}) and mutates",
                 highlight=False,
                 soft_wrap=True,
             )
 
     def dropped(self, record: Mapping[str, Any], population: Population) -> None:
-        """Print who was given up and why."""
+        """Print who failed or was given up, and why."""
         if self.new:
             reason = escape(record["reason"])  # shapes and paths in brackets are no markup
+            what = "failed" if record["kind"] == "fail" and record["member"] in population.live else "dropped"
             self.console.print(
-                f"  [red]member {record['member']} dropped:[/red] {reason}", highlight=False, soft_wrap=True
+                f"  [red]member {record['member']} {what}:[/red] {reason}", highlight=False, soft_wrap=True
             )
 
     def caught_up(self, population: Population) -> None:

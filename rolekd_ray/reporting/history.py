@@ -48,7 +48,7 @@ class History:
 
     def _write_complete(self, population: Population) -> None:
         for generation in list(self.rows):
-            if population.live <= {row["member"] for row in self.rows[generation]}:
+            if population.complete(generation):
                 self._write(generation)
 
     def _write(self, generation: int) -> None:

@@ -55,7 +55,7 @@ def evaluation_table(title: str, results: Mapping[str, Any]) -> Group:
 
 def population_table(title: str, population: Population) -> Group:
     """Return where each member stands, best first."""
-    complete = [g for g, scores in population.scores.items() if population.live <= scores.keys()]
+    complete = [g for g in population.scores if population.complete(g)]
     lineages = effective_lineages(population, max(complete)) if complete else population.rule.population_size
     done, total = intervals(population)
     numbers = ("member", "epoch", "score", "copied from")
@@ -67,10 +67,11 @@ def population_table(title: str, population: Population) -> Group:
 
 
 def intervals(population: Population) -> tuple[int, int]:
-    """Return how many intervals are done, and how many there will be: dropped members train no more."""
+    """Return how many intervals are done, and how many there will be: what failed or was dropped is not made up for."""
     scored = [member for scores in population.scores.values() for member in scores]
     of_dropped = sum(member not in population.live for member in scored)
-    return len(scored), len(population.live) * population.generations + of_dropped
+    failed = sum(member in population.live for failed in population.failed.values() for member in failed)
+    return len(scored), len(population.live) * population.generations + of_dropped - failed
 
 
 def _standings(population: Population) -> list[tuple[int, int, float | None, str, str]]:
@@ -82,7 +83,11 @@ def _standings(population: Population) -> list[tuple[int, int, float | None, str
         epoch = population.ends[newest] if newest is not None else 0
         donor = population.jobs[member, population.newest[member]].donor
         at_goal = newest == population.generations - 1
-        state = "dropped" if member not in population.live else "at the goal" if at_goal else "training"
+        state = "at the goal" if at_goal else "training"
+        if member not in population.live:
+            state = "dropped"
+        elif member in population.failed.get(population.newest[member], ()):
+            state = "failed"
         rows.append((member, epoch, score, "–" if donor in (None, member) else str(donor), state))
     return rows
 

@@ -72,10 +72,10 @@ class Dispatcher:
         population = self.population
         while self.fatal is None and member in population.live:
             generation = population.newest[member]
-            reported = population.reported(member, generation)
-            if reported and generation + 1 >= population.generations:
+            ended = population.ended(member, generation)
+            if ended and generation + 1 >= population.generations:
                 break
-            if not reported and generation > last:
+            if not ended and generation > last:
                 return await asyncio.shield(self._start(population.jobs[member, generation]))
             async with self.changed:
                 await self.changed.wait()
@@ -113,6 +113,8 @@ class Dispatcher:
             except RayTaskError as error:
                 cause = error.cause
                 self._release(slot, None)
+                if self._given_up(job):
+                    return None
                 if isinstance(cause, InputError):  # bad data, a full disk: no member's fault, nobody can go on
                     await self._stop(cause)
                     return None
@@ -120,13 +122,14 @@ class Dispatcher:
                 log.warning("%s failed (%d of %d): %s", job.state, failures, self.max_failures + 1, cause)
                 # A loss that is not finite follows from the job alone; doing it again would give the same
                 if isinstance(cause, TrainingError) or failures > self.max_failures:
-                    return {"failed": f"{type(cause).__name__}: {cause}"}
+                    return {"generation": job.generation, "failed": f"{type(cause).__name__}: {cause}"}
             # Processes are gone, by themselves or killed for hanging: another slot repeats the interval
             except (RayError, WorkersLostError) as error:
                 deaths += 1
                 self._bury(slot, job, error)
                 if deaths > MOST_DEATHS:
-                    return {"failed": f"its interval ended with the death of its slot {deaths} times: {error}"}
+                    reason = f"its interval ended with the death of its slot {deaths} times: {error}"
+                    return {"generation": job.generation, "failed": reason}
             else:
                 self._release(slot, job.state)
                 return self._outcome(job, metrics)
@@ -147,6 +150,11 @@ class Dispatcher:
             raise (error.cause if isinstance(error.cause, WorkersLostError) else error) from None
         self.longest = max(self.longest, time.monotonic() - started)
         return metrics
+
+    def _given_up(self, job: Job) -> bool:
+        """Whether nobody waits for a job any more: its member has failed meanwhile, and its source may be collected."""
+        self._tell(self.log.read())
+        return self.population.ask(job.member) != job
 
     def _bury(self, slot: Any, job: Job, error: Exception) -> None:
         log.warning("a slot died while it trained %s: %s", job.state, error)

@@ -28,7 +28,7 @@ class Observer(Protocol):
         ...
 
     def dropped(self, record: Mapping[str, Any], population: Population) -> None:
-        """Hear that a member was given up."""
+        """Hear that a member's interval was given up (`fail`), or the member for good (`drop`)."""
         ...
 
     def caught_up(self, population: Population) -> None:
@@ -90,12 +90,12 @@ class Ledger:
     def score(self, job: Job, metrics: Mapping[str, Any]) -> None:
         """Take the metrics of a finished interval, `score` among them; a second report of it is ignored.
 
-        A member with a metric that is not finite is dropped: its networks have diverged.
+        With a metric that is not finite it has failed: the networks have diverged.
         """
         wrong = {k: v for k, v in metrics.items() if isinstance(v, float) and not isfinite(v)}
         if wrong:
-            self.drop(job.member, f"{job.state}: got {wrong}; expected finite metrics")
-        elif not self.population.reported(job.member, job.generation):
+            self.fail(job, f"{job.state}: got {wrong}; expected finite metrics")
+        elif not self.population.ended(job.member, job.generation):
             self._append(
                 {
                     "kind": "score",
@@ -107,8 +107,14 @@ class Ledger:
                 }
             )
 
+    def fail(self, job: Job, reason: str) -> None:
+        """Give an interval up; its member's place is filled by a copy of one that scored the same generation."""
+        if self.population.ask(job.member) == job:
+            record = {"kind": "fail", "member": job.member, "generation": job.generation}
+            self._append(record | {"reason": reason, "time": time.time()})
+
     def drop(self, member: int, reason: str) -> None:
-        """Give a member up; the others go on without it."""
+        """Give a member up for good; the others go on without it."""
         if member in self.population.live:
             self._append({"kind": "drop", "member": member, "reason": reason, "time": time.time()})
 
@@ -158,7 +164,7 @@ class Ledger:
                 if record["kind"] == "score":
                     job = self.population.jobs[record["member"], record["generation"]]
                     observer.scored(job, record, self.population)
-                elif record["kind"] == "drop":
+                elif record["kind"] in ("fail", "drop"):
                     observer.dropped(record, self.population)
                 for perturbation in found:
                     observer.perturbed(perturbation, self.population)

@@ -6,7 +6,7 @@ from rolekd_ray.slots.interface import Worker
 
 
 def run_local(ledger: Ledger, worker: Worker) -> None:
-    """Train interval after interval until all live members reached the goal; one whose training fails is dropped.
+    """Train interval after interval until all live members reached the goal; one whose training fails is replaced.
 
     The least advanced member goes first, so a search that is gone on with has the order of one never stopped.
     `search.max_failures` is for processes and machines that fail; in one process there is nothing it could mend, so
@@ -18,5 +18,5 @@ def run_local(ledger: Ledger, worker: Worker) -> None:
         try:
             ledger.score(job, worker.train(job))
         except TrainingError as error:  # repeating it would give the same: an interval is a function of its job
-            ledger.drop(job.member, str(error))
+            ledger.fail(job, str(error))
         ledger.collect()

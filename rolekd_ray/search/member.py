@@ -34,9 +34,9 @@ class Member(tune.Trainable):
         outcome: Any = ray.get(self.dispatcher.interval.remote(self.member, self.generation))
         if outcome is None:  # the goal is reached, or the search stops
             return {"member": self.member, "done": True}
-        if "failed" in outcome:
-            return {"member": self.member, "failed": outcome["failed"]}
         self.generation = outcome["generation"]
+        if "failed" in outcome:
+            return {"member": self.member, **outcome, "training_iteration": self.generation + 1}
         # Tune copies `self.config` into the row: it shows the policies of this very interval
         self.config = {**self.config, "policies": outcome["policies"]}
         # A new proxy would count from 1 again; members count generations

@@ -14,7 +14,7 @@ from rich.console import Console
 from rolekd_ray.config import Settings
 from rolekd_ray.errors import ConfigError, RolekdError, RunDirectoryError
 from rolekd_ray.files import write_atomically
-from rolekd_ray.policy.lineage import schedule_of
+from rolekd_ray.policy.lineage import replacements, schedule_of, shortfalls
 from rolekd_ray.policy.population import Population
 from rolekd_ray.policy.schedule import Schedule, join, load_schedule, schedule_text
 from rolekd_ray.reporting.console import SearchProgress
@@ -35,11 +35,15 @@ from rolekd_ray.training.final import FinalTraining, train_final
 
 @dataclass
 class Outcome:
-    """What a run came to. `dropped` names members that did not reach the goal; `rows` is the final table."""
+    """What a run came to. `rows` is the final table.
+
+    `dropped` says which members did not reach the goal and why, `replaced` whose place went to a copy of another.
+    """
 
     schedule: Schedule
     best_state: Place
     dropped: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -121,6 +125,8 @@ class Pipeline:
     def __init__(self, run: RunDirectory, *, local: bool, console: Console):
         self.run, self.local, self.console = run, local, console
         self.settings = run.settings()
+        self.dropped: list[str] = []
+        self.replaced: list[str] = []
 
     def execute(self, verb: str, *, epochs: int | None = None) -> Outcome:
         """Do what the run was started for: `search`, or `run`, which adds final trainings and evaluation.
@@ -165,7 +171,7 @@ class Pipeline:
         else:
             schedule, population = self._sequential()
         write_atomically(self.run.schedule, schedule_text(schedule))
-        return Outcome(schedule.firing(), best_state(self.run.path, population), _dropped(population))
+        return Outcome(schedule.firing(), best_state(self.run.path, population), self.dropped, self.replaced)
 
     def _sequential(self) -> tuple[Schedule, Population]:
         """Search the teacher's schedule, train the teacher by it, search the student's with the teacher frozen.
@@ -195,7 +201,12 @@ class Pipeline:
             History(folder),
             TensorBoard(folder),
         ]
-        return search_population(folder, self.settings, roles, local=self.local, observers=observers, **options)
+        schedule, population = search_population(
+            folder, self.settings, roles, local=self.local, observers=observers, **options
+        )
+        self.dropped += [f"{title}: {line}" for line in shortfalls(population)]
+        self.replaced += [f"{title}: {line}" for line in replacements(population)]
+        return schedule, population
 
     def finish(self, schedule: Schedule) -> list[dict[str, Any]]:
         """Train teacher and students to the end, evaluate them on validation and test, write `results.json`."""
@@ -261,8 +272,3 @@ def _on_ray(function: Callable, arguments: Sequence[Any], settings: Settings) ->
         return ray.get([task.remote(argument) for argument in arguments])
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, RolekdError) else error) from None
-
-
-def _dropped(population: Population) -> list[str]:
-    gone = sorted(set(range(population.rule.population_size)) - population.live)
-    return [f"member {m} was dropped before epoch {population.ends[population.newest[m]]}" for m in gone]

@@ -5,7 +5,7 @@ from functools import partial
 
 from rolekd_ray.config import Settings
 from rolekd_ray.errors import ConfigError, PopulationLostError, RolekdError
-from rolekd_ray.policy.lineage import schedule_of
+from rolekd_ray.policy.lineage import schedule_of, shortfalls
 from rolekd_ray.policy.population import Population, Rule, state_name
 from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.roles import Role
@@ -94,7 +94,7 @@ def best_state(folder: Place, population: Population) -> Place:
 def _check_end(ledger: Ledger) -> None:
     population = ledger.population
     if not population.live:
-        raise PopulationLostError(f"{ledger.folder}: every member was dropped; {ledger.path_of_log} says why")
-    short = [m for m in sorted(population.live) if not population.reported(m, population.generations - 1)]
+        raise PopulationLostError("\n".join([f"{ledger.folder}: every member was dropped", *shortfalls(population)]))
+    short = [m for m in sorted(population.live) if not population.ended(m, population.generations - 1)]
     if short:
         raise RolekdError(f"{ledger.folder}: the search ended before members {short} reached epoch {population.epochs}")

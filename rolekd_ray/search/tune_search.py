@@ -42,7 +42,7 @@ def run_on_ray(
         InputError: whatever made all members unable to go on, such as a full disk.
     """
     population = ledger.population
-    members = [m for m in sorted(population.live) if not population.reported(m, population.generations - 1)]
+    members = [m for m in sorted(population.live) if not population.ended(m, population.generations - 1)]
     if not members:
         return
     name = f"dispatcher-{uuid4().hex[:8]}"
@@ -60,7 +60,7 @@ def run_on_ray(
         ray.get(dispatcher.refresh.remote())
         if slots.count == "auto":
             pool.follow_cluster(dispatcher, most=len(members))
-        _fit(PopulationScheduler(ledger, dispatcher), ledger, name, members, search)
+        _fit(PopulationScheduler(ledger, dispatcher, search.max_failures), ledger, name, members)
         failure = ray.get(dispatcher.failure.remote())
         if failure is not None:
             raise failure
@@ -69,10 +69,10 @@ def run_on_ray(
         ray.kill(dispatcher)
 
 
-def _fit(scheduler: PopulationScheduler, ledger: Ledger, name: str, members: list[int], search: SearchSettings) -> None:
+def _fit(scheduler: PopulationScheduler, ledger: Ledger, name: str, members: list[int]) -> None:
     try:
         with _own_folder(ledger) as folder:
-            _tuner(scheduler, folder, name, members, search).fit()
+            _tuner(scheduler, folder, name, members).fit()
     except TuneError as error:
         if scheduler.error is not None:
             raise scheduler.error from None
@@ -89,8 +89,8 @@ def _own_folder(ledger: Ledger) -> Iterator[str]:
         yield folder
 
 
-def _tuner(scheduler: PopulationScheduler, folder: str, name: str, members: list[int], search: SearchSettings) -> Tuner:
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+def _tuner(scheduler: PopulationScheduler, folder: str, name: str, members: list[int]) -> Tuner:
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the scheduler tells of deaths, without their tracebacks
     return Tuner(
         Member,
         param_space={"member": tune.grid_search(members), "dispatcher": name},
@@ -103,7 +103,7 @@ def _tuner(scheduler: PopulationScheduler, folder: str, name: str, members: list
             # A new folder per attempt: after a crash the log is what counts, not what Tune left behind
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=folder,
-            failure_config=FailureConfig(max_failures=search.max_failures),
+            failure_config=FailureConfig(max_failures=-1),  # the scheduler counts, per interval
             verbose=0,
         ),
     )

@@ -101,7 +101,7 @@ def train_final(training: FinalTraining) -> dict[str, Any]:
         held_out.images.to(device),
         held_out.labels.to(device),
         trainer.views,
-        dtype=trainer.dtype,
+        dtype=torch.float32,  # as `evaluate` has it
     )
     check_finite(found.to_dict(), f"final {training.role}: epoch {training.epochs - 1}")
     metrics = {f"validation_{name}": value for name, value in found.to_dict().items()} | {"seconds": seconds}

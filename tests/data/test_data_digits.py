@@ -41,7 +41,7 @@ def test_source_and_licence_travel_with_the_file():
 
 @pytest.fixture(scope="module")
 def script():
-    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install rolekd_ray[data]")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install rolekd_ray[digits]")
     return runpy.run_path(str(SCRIPT))
 
 

@@ -1,9 +1,12 @@
 """The search on a real Ray: equal to the one-process search, whatever dies on the way."""
 
+import json
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from ray_helpers import (
@@ -81,8 +84,6 @@ def test_trials_import_no_torch_and_show_policies_and_donors(ray, tmp_path):
     ledger.close()
     assert torch_free and all(torch_free)
     rows = sorted((tmp_path / "tune").rglob("member-001/result.json"))[0].read_text()
-    import json
-
     last = json.loads(rows.splitlines()[-1])
     job = Population.replay(read_log(tmp_path)).jobs[1, 2]
     assert (last["generation"], last["donor"], last["training_iteration"]) == (2, job.donor, 3)
@@ -120,14 +121,49 @@ class Broken(NoOpWorker):
         return super().train(job)
 
 
-def test_a_member_that_keeps_failing_is_dropped_and_the_others_go_on(ray, tmp_path):
+def test_a_copy_takes_the_place_of_a_member_that_keeps_failing(ray, tmp_path):
     ledger = Ledger(tmp_path, rule(population_size=4, epochs=9))
     settings = tiny_settings("search.max_failures=1")
     run_on_ray(ledger, partial(Broken, tmp_path / "states", "luck"), search=settings.search, slots=settings.slots)
     ledger.close()
-    (drop,) = [record for record in read_log(tmp_path) if record["kind"] == "drop"]
-    assert drop["member"] == 2 and "out of luck" in drop["reason"]
-    assert ledger.population.live == {0, 1, 3} and ledger.population.finished
+    (fail,) = [record for record in read_log(tmp_path) if record["kind"] == "fail"]
+    assert (fail["member"], fail["generation"]) == (2, 1) and "out of luck" in fail["reason"]
+    assert ledger.population.live == {0, 1, 2, 3} and ledger.population.finished
+    assert facts(tmp_path).keys() == {(m, g) for m in range(4) for g in range(3)} - {(2, 1)}
+    (copied,) = [line for line in map(json.loads, lineage(tmp_path)) if line["reason"]]
+    assert (copied["recipient"], copied["recipient_score"]) == (2, None) and "out of luck" in copied["reason"]
+
+
+class Slow(NoOpWorker):
+    """Member 2's second interval takes long enough to kill its trial in it twice."""
+
+    def train(self, job):
+        time.sleep(25 if job.state == "002-0001" else 0.05)
+        return super().train(job)
+
+
+@pytest.mark.slow
+def test_a_copy_takes_the_place_of_a_member_whose_trial_keeps_dying(ray, tmp_path):
+    """All trials are killed whenever they have come up, until one has failed; three of the four only wait."""
+
+    def kill_until_one_fails():
+        while not any(record["kind"] == "fail" for record in read_log(tmp_path)):
+            for pid in processes("ray::Member.train"):
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.5)
+
+    ledger = Ledger(tmp_path, rule(population_size=4, epochs=15))
+    ledger.observers = [
+        Listener((7, Thread(target=kill_until_one_fails).start))
+    ]  # only member 2's interval is under way
+    settings = tiny_settings("search.max_failures=1")
+    run_on_ray(ledger, partial(Slow, tmp_path / "states"), search=settings.search, slots=settings.slots)
+    ledger.close()
+    fails = [record for record in read_log(tmp_path) if record["kind"] == "fail"]
+    assert [(fail["member"], fail["generation"]) for fail in fails] == [(2, 1)]
+    assert fails[0]["reason"] == "002-0001: its trial process died 2 times"
+    assert ledger.population.live == {0, 1, 2, 3} and ledger.population.finished
+    assert facts(tmp_path).keys() == {(m, g) for m in range(4) for g in range(5)} - {(2, 1)}
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from rolekd_ray.training.final import FinalTraining, train_final
 from rolekd_ray.training.networks import load_network
 
 TINY = ("data.train=80", "data.validation=70", "final.train=80", "final.epochs=4", "teacher.model=resnet8",
-        "training.batch_size=20", "base_augmentation.crop_padding_pixels=1")  # fmt: skip
+        "training.batch_size=20", "base_augmentation.crop_padding_pixels=1", "training.precision=float32")  # fmt: skip
 
 
 def tiny_settings() -> Settings:

@@ -36,7 +36,7 @@ class Listener:
         self._note("perturbed", perturbation.generation, perturbation.recipient, perturbation.donor)
 
     def dropped(self, record, population):
-        assert record["member"] not in population.live
+        assert (record["member"] in population.live) == (record["kind"] == "fail")
         self._note("dropped", record["member"], record["reason"])
 
     def caught_up(self, population):
@@ -161,15 +161,24 @@ def test_a_member_is_dropped_once(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["score", "student/validation_loss"])
-def test_a_member_whose_metrics_are_not_finite_is_dropped(tmp_path, name, value):
-    ledger = Ledger(tmp_path, made_rule())
-    ledger.score(ledger.population.ask(2), {"score": 0.1, name: value})
-    assert ledger.population.live == {0, 1, 3, 4, 5, 6, 7} and not ledger.population.scores
+def test_an_interval_whose_metrics_are_not_finite_has_failed_and_a_copy_takes_its_place(tmp_path, name, value):
+    listener = Listener(tmp_path)
+    ledger = Ledger(tmp_path, made_rule(), [listener])
+    job = ledger.population.ask(2)
+    for _ in range(2):  # reported again, as a restarted trial does
+        ledger.score(job, {"score": 0.1, name: value})
+    assert ledger.population.ask(2) is None and not ledger.population.scores
+    reason = f"002-0000: got {{{name!r}: {value}}}; expected finite metrics"
     (record,) = read_log(tmp_path)[1:]
-    assert record["reason"] == f"002-0000: got {{{name!r}: {value}}}; expected finite metrics"
+    assert (record["kind"], record["generation"], record["reason"]) == ("fail", 0, reason)
+    assert ("dropped", 2, reason) in listener.heard
     play(ledger)
-    assert ledger.population.finished
+    assert ledger.population.finished and ledger.population.live == set(range(8))
     ledger.close()
+    lines = [json.loads(line) for line in (tmp_path / "lineage.jsonl").read_text().splitlines()]
+    (copied,) = [line for line in lines if line["reason"] is not None]
+    assert (copied["recipient"], copied["generation"], copied["recipient_score"]) == (2, 0, None)
+    assert copied["reason"] == reason and copied["donor"] == ledger.population.jobs[2, 1].donor
 
 
 def test_a_goal_moves_and_stays_moved(tmp_path):
@@ -279,11 +288,11 @@ def used_in_a_future(population, rng) -> set[str]:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.integers(0, 2**31), st.booleans(), st.integers(2, 7), st.sampled_from([0.0, 0.04]), st.booleans(),
-    st.sampled_from([0.25, 0.5]),
+    st.integers(0, 2**31), st.booleans(), st.integers(2, 7), st.sampled_from([0.0, 0.04]), st.sampled_from([0.0, 0.2]),
+    st.booleans(), st.sampled_from([0.25, 0.5]),
 )  # fmt: skip
 def test_states_are_kept_exactly_as_long_as_needed(
-    tmp_path_factory, seed, synchronous, size, drop_chance, prolong, quantile
+    tmp_path_factory, seed, synchronous, size, drop_chance, fail_chance, prolong, quantile
 ):
     folder = tmp_path_factory.mktemp("search")
     rule = made_rule(seed=seed, population_size=size, synchronous=synchronous, quantile=quantile, epochs=12)
@@ -302,7 +311,10 @@ def test_states_are_kept_exactly_as_long_as_needed(
             ledger.drop(rng.choice(sorted(population.live)), "drawn")
         else:
             job = rng.choice(jobs)
-            ledger.score(job, worker.train(job))
+            if rng.random() < fail_chance:
+                ledger.fail(job, "drawn")
+            else:
+                ledger.score(job, worker.train(job))
         ledger.collect()
         if population.live:
             left = {state.name for state in (folder / "states").iterdir()} if worker.trained else set()

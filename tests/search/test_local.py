@@ -128,16 +128,17 @@ def test_a_search_killed_again_and_again_ends_as_one_left_alone(tmp_path, synchr
 
 
 @MODES
-def test_a_member_that_cannot_be_trained_is_dropped_and_the_others_go_on(tmp_path, synchronous):
+def test_an_interval_that_cannot_be_trained_is_given_up_and_a_copy_takes_its_place(tmp_path, synchronous):
     def diverge(job):
         if job.state == "002-0001":
             raise TrainingError("002-0001: loss: got nan; expected a finite number")
 
     ledger = search(tmp_path, made_rule(synchronous=synchronous), act=diverge)
-    assert ledger.population.finished and ledger.population.live == {0, 1, 3, 4, 5, 6, 7}
-    (drop,) = [record for record in read_log(tmp_path) if record["kind"] == "drop"]
-    assert (drop["member"], drop["reason"]) == (2, "002-0001: loss: got nan; expected a finite number")
-    assert len(scores(tmp_path)) == 7 * 4 + 1
+    population = ledger.population
+    assert population.finished and population.live == set(range(8))
+    (fail,) = [record for record in read_log(tmp_path) if record["kind"] == "fail"]
+    assert (fail["member"], fail["reason"]) == (2, "002-0001: loss: got nan; expected a finite number")
+    assert len(scores(tmp_path)) == 8 * 4 - 1 and population.jobs[2, 2].donor != 2
 
 
 def test_if_nobody_can_be_trained_the_search_ends(tmp_path):

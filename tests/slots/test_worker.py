@@ -34,6 +34,7 @@ TINY = (
     "final.epochs=2",
     "teacher.model=resnet8",
     "training.batch_size=20",
+    "training.precision=float32",  # references are
     "base_augmentation.crop_padding_pixels=1",
 )
 BOTH = tuple(Role)
