@@ -14,12 +14,14 @@ from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.schedule import Schedule, schedule_to_dict
 from rolekd_ray.roles import Role
 from rolekd_ray.storage import Place, children
+from rolekd_ray.training.batchnorm import share_batchnorm
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.evaluation import check_finite, evaluate
 from rolekd_ray.training.learner import Learner, new_learner
 from rolekd_ray.training.networks import describe_networks, load_network
+from rolekd_ray.training.sharding import ALONE, Sharding
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,10 @@ class FinalTraining:
         return self.settings.final_epochs
 
     def plan(self) -> dict[str, Any]:
-        """Return what the result depends on, as plain data: equal plans give equal networks."""
+        """Return what the result depends on, as plain data: equal plans give equal networks.
+
+        Up to rounding where the number of workers differs; with `training.batchnorm: local` by more.
+        """
         settings = self.settings.model_dump(mode="json", exclude={"source", "search", "slots", "final", "space"})
         plan = {
             "role": str(self.role),
@@ -63,24 +68,30 @@ class FinalTraining:
         return description["metrics"] if description.get("plan") == plan else None
 
 
-def train_final(training: FinalTraining) -> dict[str, Any]:
+def train_final(training: FinalTraining, sharding: Sharding = ALONE) -> dict[str, Any]:
     """Train a network to the end, or take it from its checkpoint; return the checkpoint's metrics.
 
-    A training that was cut short goes on from its last saved epoch and ends with the same weights.
+    A training that was cut short goes on from its last saved epoch and ends with the same weights; up to rounding, if
+    there are more or fewer workers now.
+
+    Args:
+        training: what to train.
+        sharding: this worker's place among those that train it together; each calls this. The first one decides what
+            storage holds and writes to it.
 
     Raises:
-        TrainingError: a loss is not finite.
+        TrainingError: a loss is not finite; on all workers alike.
         StorageError: the checkpoint cannot be written.
     """
-    plan = training.plan()
-    metrics = training.finished(plan)
+    plan = sharding.decided_by_first(training.plan)
+    metrics = sharding.decided_by_first(lambda: training.finished(plan))
     if metrics is not None:
         return metrics
     device = torch.device("cuda" if training.settings.slots.resources_per_worker.gpus else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(training.settings.slots.resources_per_worker.cpus)))
     data = open_training_data(training.settings.data, train=training.settings.final.train)
-    learner, trainer, seconds = _begin(training, data, device, plan)
+    learner, trainer, seconds = _begin(training, data, device, plan, sharding)
     schedule = training.schedule.stretched(training.epochs) if training.schedule is not None else None
     while learner.epoch < training.epochs:
         started = time.perf_counter()
@@ -93,25 +104,36 @@ def train_final(training: FinalTraining) -> dict[str, Any]:
             stream=f"final {training.role}",  # the arms of a comparison see the same order of images
         )
         seconds += time.perf_counter() - started
-        if end < training.epochs:
+        if end < training.epochs and sharding.rank == 0:
             _save_partial(training, learner, {"plan": plan, "seconds": seconds})
+    metrics = _validate(training, learner, data, trainer) | {"seconds": seconds}
+    if sharding.rank == 0:
+        _save(training, learner, data, {"plan": plan, "metrics": metrics})
+    return metrics
+
+
+def _validate(training: FinalTraining, learner: Learner, data: TrainingData, trainer: Trainer) -> dict[str, Any]:
     held_out = data.image_set.subset(data.validation)
     found = evaluate(
         learner.networks[training.role],
-        held_out.images.to(device),
-        held_out.labels.to(device),
+        held_out.images.to(trainer.images.device),
+        held_out.labels.to(trainer.images.device),
         trainer.views,
         dtype=torch.float32,  # as `evaluate` has it
+        sharding=trainer.sharding,
     )
     check_finite(found.to_dict(), f"final {training.role}: epoch {training.epochs - 1}")
-    metrics = {f"validation_{name}": value for name, value in found.to_dict().items()} | {"seconds": seconds}
+    return {f"validation_{name}": value for name, value in found.to_dict().items()}
+
+
+def _save(training: FinalTraining, learner: Learner, data: TrainingData, about: dict[str, Any]) -> None:
+    """Save the finished network; then what was needed to go on is not needed any more."""
     models = {training.role: training.settings.network(training.role).model}
     description = describe_networks(models, data.image_set, data.statistics, training.settings.data)
-    tree = {"networks": learner.tree()["networks"]}
     teacher = str(training.teacher.absolute()) if training.teacher is not None else None
-    save_checkpoint(training.folder, tree, description | {"plan": plan, "metrics": metrics, "teacher": teacher})
+    tree = {"networks": learner.tree()["networks"]}
+    save_checkpoint(training.folder, tree, description | about | {"teacher": teacher})
     delete_tree(_partial(training))
-    return metrics
 
 
 def _partial(training: FinalTraining) -> Place:
@@ -127,21 +149,20 @@ def _save_partial(training: FinalTraining, learner: Learner, description: dict[s
             delete_tree(other)
 
 
-def _load_partial(training: FinalTraining, learner: Learner, plan: dict[str, Any]) -> float:
-    """Go on from the newest whole state of this very plan, if there is one; return the seconds it took."""
+def _newest_partial(training: FinalTraining, plan: dict[str, Any]) -> tuple[dict[str, Any], float, str] | None:
+    """Return the newest whole state of this very plan, the seconds it took and where it lies; None if there is none."""
     for folder in reversed(children(_partial(training), "[0-9]*")):
         try:
             tree, description = load_checkpoint(folder)
         except CheckpointError:
             continue
         if description.get("plan") == plan:
-            learner.load(tree, where=str(folder))
-            return description["seconds"]
-    return 0.0
+            return tree, description["seconds"], str(folder)
+    return None
 
 
 def _begin(
-    training: FinalTraining, data: TrainingData, device: torch.device, plan: dict[str, Any]
+    training: FinalTraining, data: TrainingData, device: torch.device, plan: dict[str, Any], sharding: Sharding
 ) -> tuple[Learner, Trainer, float]:
     """Return learner, epoch loop and the seconds spent so far: fresh, or from where an earlier try was stopped."""
     image_set = data.image_set
@@ -153,11 +174,18 @@ def _begin(
         device=device,
         key="final",
     )
-    seconds = _load_partial(training, learner, plan)
+    for network in learner.networks.values():
+        share_batchnorm(network, training.settings.training.batchnorm, sharding)
+    # Whole, not by name: a partial state may be gone again before another node's file system shows it
+    newest = sharding.decided_by_first(lambda: _newest_partial(training, plan))
+    seconds = 0.0
+    if newest is not None:
+        tree, seconds, where = newest
+        learner.load(tree, where=where)
     teacher = None
     if training.teacher is not None:
         teacher, _ = load_network(
             training.teacher, Role.TEACHER, num_classes=image_set.num_classes, channels=image_set.channels
         )
     space = training.schedule.space if training.schedule is not None else training.settings.search_space()
-    return learner, new_trainer(training.settings, data, space, device, teacher), seconds
+    return learner, new_trainer(training.settings, data, space, device, teacher, sharding), seconds

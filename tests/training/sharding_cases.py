@@ -139,26 +139,32 @@ def all_cases(sharding: Sharding) -> dict[Any, Any]:
     return cases
 
 
-def _worker(rank: int, workers: int, port: int, answers: Any) -> None:
+def _worker(rank: int, workers: int, port: int, work: Callable[[Sharding], Any], answers: Any) -> None:
     torch.set_num_threads(1)
     # By name, for a host name need not be one that gloo can resolve
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", rank=rank, world_size=workers)
-    answers.put((rank, all_cases(Sharding(rank, workers))))
+    answers.put((rank, work(Sharding(rank, workers))))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def in_group(workers: int) -> list[dict[Any, Any]]:
-    """Return what all workers of a group find, by rank."""
+def start_group(workers: int, work: Callable[[Sharding], Any]) -> tuple[list[Any], Any]:
+    """Start a group of processes; return them and the queue that gets (rank, answer) of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    processes = [context.Process(target=_worker, args=(rank, workers, port, answers)) for rank in range(workers)]
+    processes = [context.Process(target=_worker, args=(rank, workers, port, work, answers)) for rank in range(workers)]
     for process in processes:
         process.start()
+    return processes, answers
+
+
+def in_group(workers: int, work: Callable[[Sharding], Any] = all_cases) -> list[Any]:
+    """Return what all workers of a group find, by rank."""
+    processes, answers = start_group(workers, work)
     found = dict(answers.get(timeout=120) for _ in processes)
     for process in processes:
         process.join(60)
