@@ -19,6 +19,11 @@ from rolekd_ray.search.member import MEMBER_BYTES, NAMESPACE
 from rolekd_ray.storage import Place
 
 LOOK_SECONDS = 120
+# Ray tells nobody which nodes its autoscaler could add
+_GROWING = (
+    ". Nodes that an autoscaler could still add do not count: keep up what the search needs to start (min_workers, "
+    "minReplicas), and it asks for more with count: auto"
+)
 
 
 @contextmanager
@@ -30,13 +35,21 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+    options: dict[str, Any] = {"include_dashboard": False} if is_private() else {}
+    ray.init(address=_address(), namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def is_private() -> bool:
+    """Whether Ray is this process's own, not a cluster that RAY_ADDRESS names."""
+    return _address() == "local"
+
+
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS") or "local"
 
 
 def slot_count(settings: SlotSettings, population_size: int) -> int:
@@ -54,7 +67,7 @@ def slot_count(settings: SlotSettings, population_size: int) -> int:
         workers = f"{settings.fewest_workers} workers of " if settings.most_workers > 1 else ""
         raise ConfigError(
             f"slots: got count {settings.count} of {workers}{each.cpus:g} CPUs and {each.gpus:g} GPUs each; expected "
-            f"at most {fitting}, for the nodes have {'; '.join(have)}"
+            f"at most {fitting}, for the nodes have {'; '.join(have)}{'' if is_private() else _GROWING}"
         )
     members = sum(int(node.get("memory", 0) // MEMBER_BYTES) for node in nodes)
     if population_size > members:
@@ -70,8 +83,13 @@ def slots_that_fit(settings: SlotSettings) -> int:
 
     A worker lies on one node, a slot's workers on any. Slots of several sizes get all they can use, or the least.
     """
-    places = sum(_places(node["Resources"], settings.resources_per_worker) for node in ray.nodes() if node["Alive"])
+    places = workers_that_fit(settings)
     return places // settings.most_workers or int(places >= settings.fewest_workers)
+
+
+def workers_that_fit(settings: SlotSettings) -> int:
+    """Return how many workers the nodes that are there now could hold, were they empty."""
+    return sum(_places(node["Resources"], settings.resources_per_worker) for node in ray.nodes() if node["Alive"])
 
 
 def _places(node: dict[str, float], each: WorkerResources) -> int:

@@ -11,7 +11,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from rolekd_ray.config import SlotSettings
 from rolekd_ray.errors import ConfigError, RolekdError
-from rolekd_ray.search.cluster import slots_that_fit
+from rolekd_ray.search.cluster import slots_that_fit, workers_that_fit
+from rolekd_ray.search.demand import Demand
 from rolekd_ray.slots.actor import Slot
 from rolekd_ray.slots.interface import Worker
 from rolekd_ray.storage import Place
@@ -38,6 +39,7 @@ class SlotPool:
         self._key = uuid4().hex[:8]
         self._stopped = Event()
         self._follower: Thread | None = None
+        self._demand: Demand | None = None
 
     def grow(self, count: int) -> list[str]:
         """Start as many slots as are lacking; return their names. They are not prepared."""
@@ -64,18 +66,20 @@ class SlotPool:
             ) from None
 
     def follow_cluster(self, dispatcher: Any, *, most: int) -> None:
-        """Start more slots, at most `most`, as nodes join, until `stop`.
+        """Ask the cluster for room for `most` slots, and start those that are lacking as nodes join, until `stop`.
 
         Slots of a node that leaves need no care: Ray starts them again where there is room, or when there is.
         """
-        self._follower = Thread(target=self._follow, args=(dispatcher, most), daemon=True)
+        self._demand = Demand(self.settings, most * self.settings.most_workers)
+        self._follower = Thread(target=self._follow, args=(dispatcher, most, self._demand), daemon=True)
         self._follower.start()
 
     def stop(self) -> None:
-        """End all slots."""
+        """End all slots, and ask the cluster for none any more."""
         self._stopped.set()
-        if self._follower is not None:
+        if self._follower is not None and self._demand is not None:
             self._follower.join()
+            self._demand.let_go()
         if self.settings.most_workers > 1:
             ray.wait(
                 [slot.stop.remote() for slot in self.slots.values()], num_returns=len(self.slots), timeout=STOP_SECONDS
@@ -95,11 +99,14 @@ class SlotPool:
         owner = ray.remote(GroupSlot).options(num_cpus=0, **options)
         return owner.remote(self.make_worker, self.settings, name, self.storage)
 
-    def _follow(self, dispatcher: Any, most: int) -> None:
-        while not self._stopped.wait(FOLLOW_SECONDS):
+    def _follow(self, dispatcher: Any, most: int, demand: Demand) -> None:
+        while True:
             try:
+                demand.ask(workers_that_fit(self.settings))
                 self.grow(min(most, slots_that_fit(self.settings)))
                 # All of them, every time: a restarted dispatcher knows only those it began with
                 dispatcher.offer.remote(list(self.slots))
             except RayError as error:
                 log.warning("cannot see how large the cluster is: %s", error)
+            if self._stopped.wait(FOLLOW_SECONDS):
+                return

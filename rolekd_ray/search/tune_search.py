@@ -58,8 +58,7 @@ def run_on_ray(
         # Slots first: 16 trials that start at once would keep the first interval waiting for half a minute
         pool.prepare()
         ray.get(dispatcher.refresh.remote())
-        if slots.count == "auto":
-            pool.follow_cluster(dispatcher, most=len(members))
+        pool.follow_cluster(dispatcher, most=len(members) if slots.count == "auto" else slots.count)
         _fit(PopulationScheduler(ledger, dispatcher, search.max_failures), ledger, name, members)
         failure = ray.get(dispatcher.failure.remote())
         if failure is not None:
