@@ -4,7 +4,7 @@ Every stage finds what an earlier try left behind and goes on from there, so `re
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from rolekd_ray.config import Settings
-from rolekd_ray.errors import ConfigError, RolekdError, RunDirectoryError
+from rolekd_ray.errors import ConfigError, RunDirectoryError
 from rolekd_ray.files import write_atomically
 from rolekd_ray.policy.lineage import replacements, schedule_of, shortfalls
 from rolekd_ray.policy.population import Population
@@ -236,13 +236,19 @@ class Pipeline:
         """Train networks to the end: side by side on Ray, one after the other without."""
         names = ", ".join(name for name, _ in trainings)
         with self.console.status(f"training: {names}"):
-            plans = [training for _, training in trainings]
-            results = list(map(train_final, plans)) if self.local else _on_ray(train_final, plans, self.settings)
+            results = self._train([training for _, training in trainings])
         for (name, _), metrics in zip(trainings, results):
             self.console.print(
                 f"trained {name}: validation accuracy {metrics['validation_accuracy']:.4f}, {metrics['seconds']:.1f} s",
                 highlight=False,
             )
+
+    def _train(self, trainings: Sequence[FinalTraining]) -> list[dict[str, Any]]:
+        if self.local:
+            return list(map(train_final, trainings))
+        from rolekd_ray.search.final_trainings import train_on_ray
+
+        return train_on_ray(trainings, self.settings.slots, storage=self.run.path.absolute() / "tune")
 
 
 def schedule_so_far(run: RunDirectory) -> Schedule:
@@ -261,14 +267,3 @@ def schedule_so_far(run: RunDirectory) -> Schedule:
     if not found:
         raise RunDirectoryError(f"{run.path}: no member has a score yet; expected at least one")
     return join(found)
-
-
-def _on_ray(function: Callable, arguments: Sequence[Any], settings: Settings) -> list[Any]:
-    import ray
-
-    each = settings.slots.resources_per_worker
-    task = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus, max_retries=3)(function)
-    try:
-        return ray.get([task.remote(argument) for argument in arguments])
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, RolekdError) else error) from None
