@@ -28,10 +28,9 @@ from test_augment_speed import quartiles
 
 from rolekd_ray.config import Settings, load_settings
 from rolekd_ray.models.zoo import build_network
-from rolekd_ray.policy.population import Job
+from rolekd_ray.policy.population import Job, Population
 from rolekd_ray.roles import Role
 from rolekd_ray.search.population_search import rule_of
-from rolekd_ray.policy.population import Population
 from rolekd_ray.slots.interface import Task
 from rolekd_ray.training.checkpoint import save_checkpoint
 from rolekd_ray.training.data import open_training_data

@@ -7,6 +7,7 @@ second). Compared with the search of one process that nothing happened to: linea
 Kinds that leave the driver alive share one Ray; a driver that was killed is followed by another that goes on.
 """
 
+import hashlib
 import os
 import random
 import signal
@@ -28,6 +29,7 @@ from rolekd_ray.search.cluster import ray_session  # noqa: E402
 from rolekd_ray.search.ledger import Ledger, Observer  # noqa: E402
 from rolekd_ray.search.local import run_local  # noqa: E402
 from rolekd_ray.search.tune_search import run_on_ray  # noqa: E402
+from rolekd_ray.training.checkpoint import load_checkpoint  # noqa: E402
 
 MEMBERS, GENERATIONS, INTERVAL_SECONDS = 4, 6, 0.1
 MOST_SECONDS = 90
@@ -37,11 +39,16 @@ WITHIN = ("slot", "all slots", "trial", "all trials", "dispatcher", "everything 
 WHOLE = ("driver", "driver and its Ray", "raylet")
 
 
-class Napping(NoOpWorker):
-    """An interval takes a moment, or kills would nearly always hit something else."""
+class Chained(NoOpWorker):
+    """Leaves a state that depends on all before it; takes a moment, or kills would nearly always hit something else."""
 
     def train(self, job):
+        import torch
+
         time.sleep(INTERVAL_SECONDS)
+        before = "" if job.source is None else load_checkpoint(self.states / job.source)[0]["weights"].tolist()
+        digest = hashlib.sha256(repr((before, job.state, job.policies)).encode()).digest()
+        self.weights = torch.tensor(list(digest), dtype=torch.uint8)
         return super().train(job)
 
 
@@ -50,7 +57,7 @@ def search(folder: Path, *observers: Observer) -> None:
     ledger = Ledger(folder, rule(population_size=MEMBERS, epochs=3 * GENERATIONS), observers)
     settings = tiny_settings(f"search.population_size={MEMBERS}")
     try:
-        run_on_ray(ledger, partial(Napping, folder / "states"), search=settings.search, slots=settings.slots)
+        run_on_ray(ledger, partial(Chained, folder / "states"), search=settings.search, slots=settings.slots)
         ledger.collect()
     finally:
         ledger.close()
@@ -59,7 +66,7 @@ def search(folder: Path, *observers: Observer) -> None:
 def make_reference(folder: Path) -> Path:
     """The search that nothing happens to, in one process."""
     ledger = Ledger(folder, rule(population_size=MEMBERS, epochs=3 * GENERATIONS))
-    run_local(ledger, NoOpWorker(folder / "states"))
+    run_local(ledger, Chained(folder / "states"))
     ledger.close()
     return folder
 
@@ -117,13 +124,18 @@ def kill(pids: list[int]) -> int:
     return killed
 
 
+def moment(rng: random.Random, start_seconds: float) -> tuple[int, float]:
+    """Draw (n, seconds after the n-th score); in a fifth of the runs n is 0: while processes are being started."""
+    after = 0 if rng.random() < 0.2 else rng.randrange(1, MEMBERS * GENERATIONS - 2)
+    return after, rng.uniform(0, 0.15 if after else start_seconds)
+
+
 class Later(Observer):
-    """Kills so many seconds after the n-th score; n = 0: after the search began to start its processes."""
+    """Kills so many seconds after the n-th score."""
 
     def __init__(self, kind: str, rng: random.Random):
         self.kind, self.rng = kind, rng
-        self.after = rng.randrange(MEMBERS * GENERATIONS)
-        self.seconds = rng.uniform(0, 6 if self.after == 0 else 0.3)
+        self.after, self.seconds = moment(rng, 6)
         self.scores, self.killed, self._due, self._over = 0, 0, Event(), Event()
         if self.after == 0:
             self._due.set()
@@ -161,8 +173,7 @@ def start(folder: Path) -> subprocess.Popen:
 
 def whole(folder: Path, kind: str, rng: random.Random) -> str:
     """Kill a driver, or what it cannot live without, and go on with another; say when."""
-    after = rng.randrange(MEMBERS * GENERATIONS)
-    seconds = rng.uniform(0, 12 if after == 0 else 0.3)
+    after, seconds = moment(rng, 12)
     driver, deadline = start(folder), time.monotonic() + MOST_SECONDS
     while after and count_scores(folder) < after and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -200,8 +211,8 @@ def count_scores(folder: Path) -> int:
 def one_run(seed: int, folder: Path, reference: Path, kind: str | None = None) -> tuple[str, str, list[str]]:
     """Run a search with a random kill; return what was killed, what happened, and what came out otherwise."""
     rng = random.Random(seed)
-    # A search whose driver dies takes three times as long, so one in four is enough
-    drawn = rng.choice(WHOLE) if rng.random() < 0.25 else rng.choice(WITHIN)
+    # A search whose driver dies takes three times as long, so one in eight is enough
+    drawn = rng.choice(WHOLE) if rng.random() < 0.125 else rng.choice(WITHIN)
     kind = drawn if kind is None else kind
     try:
         told = (whole if kind in WHOLE else within)(folder, kind, rng)

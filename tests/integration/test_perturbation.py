@@ -30,7 +30,7 @@ from rolekd_ray.slots.interface import Task
 from rolekd_ray.slots.worker import TrainingWorker
 from rolekd_ray.training.sharding import Sharding
 
-MEMBERS, GENERATIONS, RELAUNCHES, MOST_SECONDS = 6, 10, 4, 0.1
+MEMBERS, GENERATIONS, RELAUNCHES, MOST_SECONDS = 6, 10, 3, 0.1
 WORKERS = "ray::RayTrainWorker"
 
 
