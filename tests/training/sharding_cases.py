@@ -101,7 +101,7 @@ def epochs(sharding: Sharding) -> dict[str, Any]:
     settings = load_settings(
         "quickstart",
         ["data.train=50", "data.validation=40", "training.batch_size=16", "teacher.model=resnet8",
-         "training.learning_rate=0.02", "distill.view_mode=independent"],
+         "training.learning_rate=0.02", "distill.view_mode=independent", "training.precision=float32"],
     )  # fmt: skip
     data, space = open_training_data(settings.data, train=50), settings.search_space()
     learner = new_learner(settings, tuple(Role), num_classes=10, channels=1, device=torch.device("cpu"), key=0)
