@@ -41,6 +41,9 @@ MEMBERS, GENERATIONS, SEED = 4, 200, 0
 KINDS = ("ray::Slot", "ray::Member", "ray::Slot", "ray::Dispatcher")
 LOOKS = (0.25, 0.5, 1.0)
 DISPATCHER_LIVES_FROM = 0.4
+KILL_EVERY_SECONDS = 0.5, 2.0
+"""A slot takes 3 to 4 s to come back and a trial 2: with less the search hardly gets on between two kills."""
+
 BY_DESIGN = ("log.jsonl", "lineage.jsonl", "tune", "states")
 """Grow by a record per score or perturbation; states have a bound of their own."""
 
@@ -59,12 +62,14 @@ class Watcher(Observer):
         self.folder = folder
         self.at = {int(members * generations * share) for share in LOOKS}
         self.scores, self.most_states, self.looks = 0, 0, []
+        self.started = time.monotonic()
 
     def scored(self, job, record, population: Population):
         self.scores += 1
         self.most_states = max(self.most_states, len(list((self.folder / "states").glob("[0-9]*"))))
         if self.scores in self.at:
             self.looks.append(self.look())
+            print(f"{time.monotonic() - self.started:6.0f} s: {self.looks[-1]}", flush=True)
 
     def look(self) -> dict[str, float]:
         """Numbers that may, or may not, grow."""
@@ -99,7 +104,7 @@ class Killer(Thread):
         self.rng, self.done, self.over, self.killed = random.Random(seed), done, Event(), dict.fromkeys(KINDS, 0)
 
     def run(self):
-        while not self.over.wait(self.rng.uniform(0.5, 1.5)):
+        while not self.over.wait(self.rng.uniform(*KILL_EVERY_SECONDS)):
             kind = self.rng.choice(KINDS if self.done() < DISPATCHER_LIVES_FROM else KINDS[:-1])
             found = sorted(processes(kind))
             if found:
@@ -111,7 +116,7 @@ class Napping(NoOpWorker):
     """Long enough that kills hit intervals."""
 
     def train(self, job):
-        time.sleep(0.05)
+        time.sleep(0.02)
         return super().train(job)
 
 
