@@ -8,38 +8,19 @@ import asyncio
 import os
 from collections.abc import Callable
 from typing import Any
-from uuid import uuid4
 
-import ray
 from ray._raylet import PlacementGroupID
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
-from ray.train import UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
-
-# What ray.train exports; type checkers cannot tell
-from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rolekd_ray.config import SlotSettings
 from rolekd_ray.errors import WorkersLostError
 from rolekd_ray.policy.population import Job
-from rolekd_ray.slots.group_worker import NAMESPACE, serve
 from rolekd_ray.slots.interface import Worker
-from rolekd_ray.storage import Place, for_ray
+from rolekd_ray.storage import Place
 
 POLL_SECONDS = 5.0
 """An idle worker asks this often; far below the half hour after which gloo and NCCL give a silent peer up."""
-
-
-class _Watch(UserCallback):
-    """Tells a group's owner about deaths as soon as Ray Train sees them; runs in Ray Train's controller."""
-
-    def __init__(self, owner: str):
-        self.owner = owner
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        reason = "; ".join(f"worker {rank}: {error}" for rank, error in worker_exceptions.items())
-        ray.get_actor(self.owner, namespace=NAMESPACE).lost.remote(reason[:500])
 
 
 class GroupSlot:
@@ -156,31 +137,11 @@ class GroupSlot:
         return self._stopping or (self._command is not None and self._command[0] > done)
 
     def _run(self) -> None:
-        each, most, fewest = (
-            self._settings.resources_per_worker,
-            self._settings.most_workers,
-            self._settings.fewest_workers,
-        )
+        # Lazily: whoever finds this actor by name imports this module, and the dispatcher needs neither torch nor Train
+        from rolekd_ray.slots.group_launch import launch
+
         self._release_what_died()
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a dead worker is noticed
-        TorchTrainer(
-            serve,
-            train_loop_config={"owner": self._name, "make_worker": self._make_worker},
-            scaling_config=ScalingConfig(
-                num_workers=most if most == fewest else (fewest, most),
-                use_gpu=each.gpus > 0,
-                resources_per_worker={"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {}),
-                placement_strategy="PACK",
-            ),
-            torch_config=TorchConfig(backend="nccl" if each.gpus else "gloo"),
-            run_config=RunConfig(  # type: ignore[arg-type]
-                # Ray Train goes on with a run of the same name; a new group must not
-                name=f"{self._name}-{uuid4().hex[:8]}",
-                **for_ray(self._storage),
-                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=10),
-                callbacks=[_Watch(self._name)],
-            ),
-        ).fit()
+        launch(self._make_worker, self._settings, self._name, self._storage)
 
     def _release_what_died(self) -> None:
         """Give back what the group of this actor's predecessor had reserved.

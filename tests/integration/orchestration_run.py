@@ -16,19 +16,19 @@ from pathlib import Path  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
-from ray_helpers import NoOpWorker, processes, rule, tiny_settings  # noqa: E402
+from ray_helpers import NoOpWorker, processes, proportional_megabytes, rule, tiny_settings  # noqa: E402
 
 from rolekd_ray.search.cluster import ray_session  # noqa: E402
-from rolekd_ray.search.ledger import Ledger  # noqa: E402
+from rolekd_ray.search.ledger import Ledger, Observer  # noqa: E402
 from rolekd_ray.search.tune_search import run_on_ray  # noqa: E402
 
 
-def proportional_megabytes(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+def free_megabytes() -> float:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 1024
 
 
-class Facts:
+class Facts(Observer):
     """Keeps every score, and looks at the processes once all members have scored and again near the end."""
 
     def __init__(self, members: int, generations: int):
@@ -42,12 +42,10 @@ class Facts:
                 "time": time.time(),
                 "slots": sorted(processes("ray::Slot")),
                 "members": {pid: proportional_megabytes(pid) for pid in sorted(processes("ray::Member"))},
+                "driver": proportional_megabytes(os.getpid()),
+                "dispatcher": sum(map(proportional_megabytes, processes("ray::Dispatcher"))),
+                "free": free_megabytes(),
             }
-
-    def perturbed(self, perturbation, population): ...
-    def dropped(self, record, population): ...
-    def caught_up(self, population): ...
-    def close(self): ...
 
 
 def main() -> None:

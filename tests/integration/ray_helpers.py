@@ -118,3 +118,20 @@ def descendants(pid: int) -> dict[int, str]:
 def processes(name: str) -> set[int]:
     """Ids of Ray's processes of a kind (`ray::Slot`, `ray::Member`, `ray::Dispatcher`) below this one."""
     return {pid for pid, command in descendants(os.getpid()).items() if command.startswith(name)}
+
+
+def proportional_megabytes(pid: int) -> float:
+    """Memory of a process, what it shares with others divided among them (PSS)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def own_megabytes(pid: int) -> float:
+    """Memory that would be free if the process ended (USS); does not depend on how many others there are."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:"))) / 1024
+
+
+def descriptors(pid: int) -> int:
+    """How many files, sockets and pipes a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))

@@ -1,8 +1,12 @@
-"""What the search costs beside training: start-up, hand-over, decisions, memory. For a quiet machine of 2 cores."""
+"""What the search costs beside training: start-up, hand-over, decisions, memory. For a quiet machine of 2 cores.
+
+`python tests/integration/test_orchestration.py 128` measures a population of that size; a trial takes 115 MB.
+"""
 
 import json
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +19,7 @@ SCRIPT = Path(__file__).parent / "orchestration_run.py"
 
 def run(folder: Path, *, size: int, members: int, generations: int) -> dict:
     command = [sys.executable, str(SCRIPT), str(folder), str(size), str(members), str(generations)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -63,3 +67,42 @@ def test_exploit_of_a_45_megabyte_state(tmp_path, capsys):
     with capsys.disabled():
         print(f"\n{len(exploits)} exploits of 45 MB: median {median(exploits):.2f} s, most {max(exploits):.2f} s")
     assert exploits and max(exploits) <= 0.5
+
+
+CURVE_GENERATIONS = 4
+
+
+def costs_of(folder: Path, members: int) -> dict[str, float]:
+    """Return what a population of no-op members takes, once all trials are up; print it."""
+    facts = run(folder, size=4, members=members, generations=CURVE_GENERATIONS)
+    assert len(facts["rows"]) == members * CURVE_GENERATIONS and len(facts["looks"]["last"]["members"]) == members
+    _, *rest = by_generation(facts)
+    look = facts["looks"]["last"]
+    costs = {
+        "members": members,
+        "all up s": facts["looks"]["first"]["time"] - facts["started"],
+        "s a generation": (max(r["ended"] for r in rest[-1]) - facts["looks"]["first"]["time"]) / len(rest),
+        "driver MB": look["driver"],
+        "dispatcher MB": look["dispatcher"],
+        "trial MB": median(look["members"].values()),
+        "all trials MB": sum(look["members"].values()),
+        "free MB": look["free"],
+    }
+    print("   ".join(f"{name} {value:.4g}" for name, value in costs.items()), flush=True)
+    return costs
+
+
+@pytest.mark.benchmark
+def test_costs_grow_no_faster_than_the_population(tmp_path, capsys):
+    with capsys.disabled():
+        print()
+        small, large = (costs_of(tmp_path / str(members), members) for members in (16, 64))
+    assert large["s a generation"] <= 1.25 * small["s a generation"] * 64 / 16
+    assert large["all up s"] <= 1.25 * small["all up s"] * 64 / 16
+    assert large["driver MB"] - small["driver MB"] <= 1.0 * (64 - 16)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as made:
+        for number in map(int, sys.argv[1:]):
+            costs_of(Path(made) / str(number), number)

@@ -95,10 +95,10 @@ def test_local_statistics_are_those_of_one_process_that_splits_the_batch(group, 
 def test_the_epoch_loop_and_validation(alone, group):
     expected = alone["epochs"]
     for found in (worker["epochs"] for worker in group):
-        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-3)
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
         assert found["evaluation"]["images"] == expected["evaluation"]["images"]
-        assert found["evaluation"] == pytest.approx(expected["evaluation"], rel=2e-2, abs=0.03)
-        assert_close(found["state"], expected["state"], rtol=0.02, atol=2e-3)
+        assert found["evaluation"] == pytest.approx(expected["evaluation"], rel=1e-3, abs=0.03)
+        assert_close(found["state"], expected["state"], rtol=1e-3, atol=1e-4)
 
 
 def test_names_and_parameters_of_a_network_stay(group):
