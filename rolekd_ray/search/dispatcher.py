@@ -53,7 +53,11 @@ class Dispatcher:
 
     async def refresh(self) -> None:
         """Read what was added to the log, start the intervals that it decided, wake who waits for one."""
-        self._tell(self.log.read())
+        try:
+            self._tell(self.log.read())
+        except InputError as error:  # nobody looks at this call's outcome: without a decision all would wait for ever
+            await self._stop(error)
+            return
         for job in filter(None, map(self.population.ask, sorted(self.population.live))):
             self._start(job)  # the member's trial may still be starting
         async with self.changed:
