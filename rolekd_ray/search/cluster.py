@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import floor
@@ -19,6 +20,7 @@ from rolekd_ray.search.member import MEMBER_BYTES, NAMESPACE
 from rolekd_ray.storage import Place
 
 LOOK_SECONDS = 120
+CONNECT_SECONDS = 10.0
 # Ray tells nobody which nodes its autoscaler could add
 _GROWING = (
     ". Nodes that an autoscaler could still add do not count: keep up what the search needs to start (min_workers, "
@@ -31,11 +33,15 @@ def ray_session() -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names, or run a private Ray on this machine; leave Ray as it was found.
 
     Never joins by guess: after a crash Ray would follow a stale address file.
+
+    Raises:
+        ConfigError: nothing answers at RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield
         return
     options: dict[str, Any] = {"include_dashboard": False} if is_private() else {}
+    _check_answers(_address())
     ray.init(address=_address(), namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         yield
@@ -50,6 +56,20 @@ def is_private() -> bool:
 
 def _address() -> str:
     return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address that nobody listens at: Ray would try for three and a half minutes."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not port.isdigit():
+        return  # local, auto, a client's address
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS: got {address!r}, where nothing answers: {error}; expected the head of a running cluster, "
+            "as host:port"
+        ) from error
 
 
 def slot_count(settings: SlotSettings, population_size: int) -> int:

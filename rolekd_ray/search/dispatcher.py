@@ -53,7 +53,11 @@ class Dispatcher:
 
     async def refresh(self) -> None:
         """Read what was added to the log, start the intervals that it decided, wake who waits for one."""
-        self._tell(self.log.read())
+        try:
+            self._tell(self.log.read())
+        except InputError as error:  # nobody looks at this call's outcome: without a decision all would wait for ever
+            await self._stop(error)
+            return
         for job in filter(None, map(self.population.ask, sorted(self.population.live))):
             self._start(job)  # the member's trial may still be starting
         async with self.changed:
@@ -113,7 +117,7 @@ class Dispatcher:
             except RayTaskError as error:
                 cause = error.cause
                 self._release(slot, None)
-                if self._given_up(job):
+                if await self._given_up(job):
                     return None
                 if isinstance(cause, InputError):  # bad data, a full disk: no member's fault, nobody can go on
                     await self._stop(cause)
@@ -151,10 +155,10 @@ class Dispatcher:
         self.longest = max(self.longest, time.monotonic() - started)
         return metrics
 
-    def _given_up(self, job: Job) -> bool:
+    async def _given_up(self, job: Job) -> bool:
         """Whether nobody waits for a job any more: its member has failed meanwhile, and its source may be collected."""
-        self._tell(self.log.read())
-        return self.population.ask(job.member) != job
+        await self.refresh()
+        return self.fatal is not None or self.population.ask(job.member) != job
 
     def _bury(self, slot: Any, job: Job, error: Exception) -> None:
         log.warning("a slot died while it trained %s: %s", job.state, error)

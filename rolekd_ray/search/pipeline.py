@@ -4,8 +4,9 @@ Every stage finds what an earlier try left behind and goes on from there, so `re
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -65,6 +66,8 @@ def start_run(
         verb: `search` for the population search alone.
         local: everything in this process, without Ray.
         console: where progress is shown; None: nowhere.
+
+    A cluster whose head is lost ends this process, with exit code 1: nothing waits for Ray otherwise (`head_watch`).
 
     Raises:
         InputError: settings, data, a given teacher or the run directory are wrong; nothing was written.
@@ -145,8 +148,16 @@ class Pipeline:
             self.run.sweep()
             if has_log(self.run.path) or has_log(self.run.path / "teacher"):
                 self.run.note_resume(self.settings)
-            with hardware(self.settings, local=self.local, storage=self.run.path):  # a run may go on on another machine
+            # A run may go on on another machine
+            with hardware(self.settings, local=self.local, storage=self.run.path), self._watching_head():
                 return self._execute(verb)
+
+    def _watching_head(self) -> AbstractContextManager[None]:
+        if self.local:
+            return nullcontext()
+        from rolekd_ray.search.head_watch import watch_head
+
+        return watch_head(f"rolekd resume {shlex.quote(str(self.run.path))}")
 
     def _execute(self, verb: str) -> Outcome:
         outcome = self.search()

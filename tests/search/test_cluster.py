@@ -1,11 +1,13 @@
-"""Storage that only some nodes see is refused before a search starts, with the nodes' names."""
+"""Storage that only some nodes see, and clusters that are not there, are refused before a search starts."""
+
+import socket
 
 import pytest
 
 from rolekd_ray.config import load_settings
-from rolekd_ray.errors import StorageError
+from rolekd_ray.errors import ConfigError, StorageError
 from rolekd_ray.search import cluster
-from rolekd_ray.search.cluster import check_nodes_see, sees
+from rolekd_ray.search.cluster import check_nodes_see, ray_session, sees
 
 
 def node(name: str, cpus: int = 2) -> dict:
@@ -55,3 +57,12 @@ def test_one_node_with_a_folder_needs_no_look(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [node("head")])
     monkeypatch.setattr(cluster, "_look_from", None)
     check_nodes_see(tmp_path, SLOTS)
+
+
+def test_an_address_where_no_head_listens_is_refused_at_once(monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS: got '{address}', where nothing answers"), ray_session():
+        pass
