@@ -43,7 +43,7 @@ class BreakableDisk:
 
     def see(self, path: Path) -> Path:
         """Return the name by which this process sees a path on the disk."""
-        return Path(f"/proc/{self.holder.pid}/root{path}")
+        return Path("/proc", str(self.holder.pid), "root", path.relative_to("/"))
 
     def start(self, *arguments: object) -> subprocess.Popen:
         """Start the command line where the disk is seen."""
