@@ -86,7 +86,8 @@ def test_a_disk_that_fails_in_a_search_on_ray(disk, long_reference, break_it: Ca
     done = facts(disk.see(run))
     assert 9 <= len(done) < 4 * EPOCHS
     mend(disk)
-    assert facts(disk.see(run)) == done, "what counted was on disk"
+    kept = facts(disk.see(run))  # a line whose fsync failed was seen, and never counted
+    assert kept.items() <= done.items() and len(kept) >= len(done) - 1
     _, errors = (resumed := disk.start("resume", "runs/a")).communicate(timeout=300)
     assert resumed.returncode == 0, errors
     assert_ended_equal(disk.see(run), long_reference)
