@@ -1,10 +1,11 @@
 """The search on Ray Tune: one light trial per member, slots that live as long as the search."""
 
 import logging
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rolekd_ray.config import SearchSettings, SlotSettings
 from rolekd_ray.errors import RolekdError
+from rolekd_ray.files import writing
 from rolekd_ray.search.cluster import slot_count
 from rolekd_ray.search.dispatcher import Dispatcher
 from rolekd_ray.search.ledger import Ledger
@@ -23,7 +25,6 @@ from rolekd_ray.search.member import Member
 from rolekd_ray.search.scheduler import PopulationScheduler
 from rolekd_ray.search.slot_pool import SlotPool
 from rolekd_ray.slots.interface import Worker
-from rolekd_ray.storage import ObjectPath
 
 
 def run_on_ray(
@@ -54,38 +55,38 @@ def run_on_ray(
         .options(name=name, num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
         .remote(ledger.folder.absolute(), list(pool.slots), search.max_failures)
     )
+    # Tune writes aside: on storage that fails under it, it prints and raises what would stand in place of our error
+    aside = tempfile.TemporaryDirectory(prefix="rolekd-tune-")
     try:
         # Slots first: 16 trials that start at once would keep the first interval waiting for half a minute
         pool.prepare()
         ray.get(dispatcher.refresh.remote())
         pool.follow_cluster(dispatcher, most=len(members) if slots.count == "auto" else slots.count)
-        _fit(PopulationScheduler(ledger, dispatcher, search.max_failures), ledger, name, members)
+        _fit(PopulationScheduler(ledger, dispatcher, search.max_failures), aside.name, name, members)
         failure = ray.get(dispatcher.failure.remote())
         if failure is not None:
             raise failure
+        _keep(aside.name, ledger)
     finally:
+        aside.cleanup()
         pool.stop()
         ray.kill(dispatcher)
 
 
-def _fit(scheduler: PopulationScheduler, ledger: Ledger, name: str, members: list[int]) -> None:
+def _fit(scheduler: PopulationScheduler, folder: str, name: str, members: list[int]) -> None:
     try:
-        with _own_folder(ledger) as folder:
-            _tuner(scheduler, folder, name, members).fit()
+        _tuner(scheduler, folder, name, members).fit()
     except TuneError as error:
         if scheduler.error is not None:
             raise scheduler.error from None
         raise RolekdError(f"Ray Tune stopped: {str(error).strip().splitlines()[-1]}") from error
 
 
-@contextmanager
-def _own_folder(ledger: Ledger) -> Iterator[str]:
-    """Give Tune a folder for its own files, which nothing reads back: of a run in an object store a passing one."""
-    if not isinstance(ledger.folder, ObjectPath):
-        yield str((ledger.folder / "tune").absolute())
-        return
-    with tempfile.TemporaryDirectory(prefix="rolekd-tune-") as folder:
-        yield folder
+def _keep(folder: str, ledger: Ledger) -> None:
+    """Keep Tune's own files with the run, for who wants to look; nothing reads them back."""
+    if isinstance(ledger.folder, Path):
+        with writing(ledger.folder / "tune"):
+            shutil.copytree(folder, ledger.folder / "tune", dirs_exist_ok=True)
 
 
 def _tuner(scheduler: PopulationScheduler, folder: str, name: str, members: list[int]) -> Tuner:

@@ -49,7 +49,8 @@ class BreakableDisk:
         """Start the command line where the disk is seen."""
         command = [sys.executable, "-m", "rolekd_ray", *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        inside = ["nsenter", f"--target={self.holder.pid}", "--mount", f"--wd={self.at}", *command]
+        there = ["sh", "-c", 'cd "$0" && exec "$@"', str(self.at)]  # nsenter's --wd would be what the disk hides
+        inside = ["nsenter", f"--target={self.holder.pid}", "--mount", *there, *command]
         return subprocess.Popen(inside, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def fill(self) -> None:

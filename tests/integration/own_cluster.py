@@ -50,11 +50,7 @@ class OwnCluster:
         """Send a signal to all its processes of a name; there must be one."""
         pids = self.processes(name)
         assert pids, name
-        for pid in pids:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+        _signal(pids, number)
 
 
 @contextmanager
@@ -64,5 +60,13 @@ def own_cluster(folder: Path, cpus: int = 2) -> Iterator[OwnCluster]:
     try:
         yield cluster
     finally:
-        while cluster.processes():
-            cluster.signal("")
+        while pids := cluster.processes():
+            _signal(pids, signal.SIGKILL)
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue  # ended meanwhile

@@ -113,6 +113,9 @@ def test_a_driver_killed_three_times_on_a_cluster_that_lives_on(tmp_path, long_r
             cleared.append(time.time() - killed)
             when_scored(run, done + 5, driver)
             waits.append([r["time"] for r in read_log(run) if r["kind"] == "score"][done] - killed)
+        _, errors = (second := start(cluster, tmp_path, "resume", "runs/a")).communicate(timeout=100)
+        assert second.returncode == 2
+        assert f"another process is writing this run (process {driver.pid} on" in errors
         print(f"\nthe next score after {waits} s; the dead driver's actors were gone after {cleared} s")
         _, errors = driver.communicate(timeout=200)
         assert driver.returncode == 0, errors

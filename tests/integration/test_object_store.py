@@ -260,6 +260,22 @@ def test_a_writer_whose_heartbeat_does_not_get_through_stops_by_itself(prefix, f
     assert not has_log(prefix)
 
 
+@pytest.mark.slow
+def test_resume_of_a_run_that_is_being_written_is_refused(prefix):
+    run = prefix / "a"
+    writer = start("search", "--local", "--storage", prefix, "--name", "a", *SMALL, "--set", "search.epochs=400")
+    deadline = time.monotonic() + 200
+    while not (run / "log" / f"{1:08d}.json").is_file():
+        assert writer.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    before = (run / "config.yaml").read_bytes()
+    second = rolekd("resume", run, "--local", "--epochs", 500)
+    assert second.code == 2 and f"another process is writing this run (process {writer.pid} on" in second.err
+    assert writer.poll() is None and (run / "config.yaml").read_bytes() == before
+    writer.kill()
+    writer.communicate()
+
+
 # ---- the log and states
 
 
