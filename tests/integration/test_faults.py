@@ -5,6 +5,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import ray as ray_api
@@ -38,6 +39,14 @@ class Hanging(NoOpWorker):
             mark.touch()
             os.kill(os.getpid(), signal.SIGSTOP)
         return super().train(job)
+
+
+class SlowToBuild(NoOpWorker):
+    """Takes long enough to be killed meanwhile."""
+
+    def __init__(self, states):
+        super().__init__(states)
+        time.sleep(2)
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +120,25 @@ def test_a_hanging_slot_is_killed_and_its_interval_repeated(ray, tmp_path):
     pool.stop()
     ray_api.kill(dispatcher)
     ledger.close()
+
+
+@pytest.mark.slow
+def test_a_slot_that_dies_while_it_builds_its_worker_builds_it_again(ray, tmp_path):
+    killed: list[int] = []
+
+    def kill():
+        while not (found := processes("ray::Slot.prepare")):
+            time.sleep(0.05)
+        killed.extend(found)
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+
+    pool = SlotPool(tiny_settings("slots.count=1").slots, partial(SlowToBuild, tmp_path), storage=tmp_path / "tune")
+    pool.grow(1)
+    killer = Thread(target=kill, daemon=True)
+    killer.start()
+    pool.prepare()
+    killer.join(5)
+    (slot,) = pool.slots.values()
+    assert len(killed) == 1 and ray_api.get(slot.prepare.remote()) not in killed
+    pool.stop()
