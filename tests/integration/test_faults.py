@@ -5,6 +5,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import ray as ray_api
@@ -48,6 +49,14 @@ class Hanging(NoOpWorker):
         if self.sharding is not None:
             self.sharding.decided_by_first(lambda: None)
         return super().train(job)
+
+
+class SlowToBuild(NoOpWorker):
+    """Takes long enough to be killed meanwhile."""
+
+    def __init__(self, states):
+        super().__init__(states)
+        time.sleep(2)
 
 
 @pytest.fixture(scope="module")
@@ -139,4 +148,26 @@ def test_what_a_group_had_reserved_comes_back_though_its_owner_dies_before_it_is
             break
         except ray_api.exceptions.RayActorError:
             time.sleep(0.2)
+    pool.stop()
+
+
+@pytest.mark.slow
+def test_a_slot_that_dies_while_it_builds_its_worker_builds_it_again(ray, tmp_path):
+    killed: list[int] = []
+
+    def kill():
+        while not (found := processes("ray::Slot.prepare")):
+            time.sleep(0.05)
+        killed.extend(found)
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+
+    pool = SlotPool(tiny_settings("slots.count=1").slots, partial(SlowToBuild, tmp_path), storage=tmp_path / "tune")
+    pool.grow(1)
+    killer = Thread(target=kill, daemon=True)
+    killer.start()
+    pool.prepare()
+    killer.join(5)
+    (slot,) = pool.slots.values()
+    assert len(killed) == 1 and ray_api.get(slot.prepare.remote()) not in killed
     pool.stop()
