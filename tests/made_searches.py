@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from rolekd_ray.policy.population import FORMAT, Job, Perturbation, Population, Rule
+from rolekd_ray.policy.jobs import Job, Perturbation
+from rolekd_ray.policy.population import FORMAT, Population, Rule
 from rolekd_ray.policy.space import OpSpec, ScalarSpec, SearchSpace
 from rolekd_ray.roles import Role
 

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rolekd_ray.policy.population import Job, Perturbation, Population
+from rolekd_ray.policy.jobs import Job, Perturbation
+from rolekd_ray.policy.population import Population
 from rolekd_ray.reporting.tables import intervals
 
 

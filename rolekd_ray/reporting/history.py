@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rolekd_ray.files import write_atomically
+from rolekd_ray.policy.jobs import Job, Perturbation
 from rolekd_ray.policy.policy import policy_to_list
-from rolekd_ray.policy.population import Job, Perturbation, Population
+from rolekd_ray.policy.population import Population
 from rolekd_ray.storage import Place
 
 FOLDER = "history"

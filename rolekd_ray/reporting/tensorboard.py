@@ -9,7 +9,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from rolekd_ray.files import delete_tree
-from rolekd_ray.policy.population import Job, Perturbation, Population
+from rolekd_ray.policy.jobs import Job, Perturbation
+from rolekd_ray.policy.population import Population
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.storage import ObjectPath, Place
 

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from rolekd_ray.errors import InputError, TrainingError, WorkersLostError
-from rolekd_ray.policy.population import Job, policies_to_dict
+from rolekd_ray.policy.jobs import Job, policies_to_dict
 from rolekd_ray.search.log import LogReader, begin, fold
 from rolekd_ray.storage import Place
 

@@ -8,7 +8,8 @@ from math import isfinite
 from typing import Any, Protocol
 
 from rolekd_ray.files import delete_tree, write_atomically, writing
-from rolekd_ray.policy.population import FORMAT, Job, Perturbation, Population, Rule, state_name
+from rolekd_ray.policy.jobs import Job, Perturbation, state_name
+from rolekd_ray.policy.population import FORMAT, Population, Rule
 from rolekd_ray.search.log import begin, fold, open_log
 from rolekd_ray.storage import ObjectPath, Place
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from rolekd_ray.errors import RunDirectoryError, StorageError
 from rolekd_ray.files import sync_folder, writing
-from rolekd_ray.policy.population import FORMAT, Perturbation, Population, Rule
+from rolekd_ray.policy.jobs import Perturbation
+from rolekd_ray.policy.population import FORMAT, Population, Rule
 from rolekd_ray.search.lock import take_lock
 from rolekd_ray.storage import ObjectPath, Place
 

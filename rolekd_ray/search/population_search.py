@@ -5,8 +5,9 @@ from functools import partial
 
 from rolekd_ray.config import Settings
 from rolekd_ray.errors import ConfigError, PopulationLostError, RolekdError
+from rolekd_ray.policy.jobs import state_name
 from rolekd_ray.policy.lineage import schedule_of, shortfalls
-from rolekd_ray.policy.population import Population, Rule, state_name
+from rolekd_ray.policy.population import Population, Rule
 from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.roles import Role
 from rolekd_ray.search.ledger import STATES, Ledger, Observer

@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from rolekd_ray.errors import RolekdError
-from rolekd_ray.policy.population import Job, policies_to_dict
+from rolekd_ray.policy.jobs import Job, policies_to_dict
 from rolekd_ray.search.ledger import Ledger
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 from rolekd_ray import progress
-from rolekd_ray.policy.population import Job
+from rolekd_ray.policy.jobs import Job
 from rolekd_ray.slots.interface import Worker
 
 WATCH = "watch"

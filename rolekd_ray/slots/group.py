@@ -15,7 +15,7 @@ import ray
 
 from rolekd_ray.config import SlotSettings
 from rolekd_ray.errors import WorkersLostError
-from rolekd_ray.policy.population import Job
+from rolekd_ray.policy.jobs import Job
 from rolekd_ray.slots.group_room import Room
 from rolekd_ray.slots.interface import Worker
 from rolekd_ray.storage import Place

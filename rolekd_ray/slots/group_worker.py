@@ -14,7 +14,7 @@ from ray.train.torch import get_device
 
 from rolekd_ray import progress
 from rolekd_ray.errors import TrainingError
-from rolekd_ray.policy.population import Job
+from rolekd_ray.policy.jobs import Job
 from rolekd_ray.training.sharding import Sharding
 
 NAMESPACE = "rolekd_ray"

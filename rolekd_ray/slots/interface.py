@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from rolekd_ray.config import Settings
-from rolekd_ray.policy.population import Job
+from rolekd_ray.policy.jobs import Job
 from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rolekd_ray.errors import CheckpointError, StorageError
+from rolekd_ray.policy.jobs import Job
 from rolekd_ray.policy.policy import Policy
-from rolekd_ray.policy.population import Job
 from rolekd_ray.roles import Role
 from rolekd_ray.slots.interface import Task
 from rolekd_ray.storage import Place

@@ -30,7 +30,8 @@ from test_augment_speed import quartiles
 
 from rolekd_ray.config import Settings, load_settings
 from rolekd_ray.models.zoo import build_network
-from rolekd_ray.policy.population import Job, Population
+from rolekd_ray.policy.jobs import Job
+from rolekd_ray.policy.population import Population
 from rolekd_ray.roles import Role
 from rolekd_ray.search.population_search import rule_of
 from rolekd_ray.slots.interface import Task

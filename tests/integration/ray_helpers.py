@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rolekd_ray.config import Settings, load_settings
-from rolekd_ray.policy.population import Job, Rule
+from rolekd_ray.policy.jobs import Job
+from rolekd_ray.policy.population import Rule
 from rolekd_ray.roles import Role
 from rolekd_ray.search.log import read_log
 from rolekd_ray.search.population_search import rule_of

@@ -21,7 +21,8 @@ from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray_helpers import BOTH, processes, tiny_settings
 
 from rolekd_ray.config import Settings
-from rolekd_ray.policy.population import Job, Population
+from rolekd_ray.policy.jobs import Job
+from rolekd_ray.policy.population import Population
 from rolekd_ray.search.ledger import STATES, Ledger, Observer
 from rolekd_ray.search.log import read_log
 from rolekd_ray.search.population_search import rule_of

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_searches import BOTH, live_through, made_rule
 
+from rolekd_ray.policy.jobs import Job
 from rolekd_ray.policy.lineage import ancestors, effective_lineages, schedule_of
 from rolekd_ray.policy.policy import random_policy
-from rolekd_ray.policy.population import Job, Population
+from rolekd_ray.policy.population import Population
 from rolekd_ray.policy.schedule import Segment
 from rolekd_ray.roles import Role
 

@@ -16,7 +16,8 @@ from policy_strategies import policies, spaces
 from population_helpers import play_generation, rules, selected
 from scipy import stats
 
-from rolekd_ray.policy.population import Population, Rule, policies_from_dict, policies_to_dict
+from rolekd_ray.policy.jobs import policies_from_dict, policies_to_dict
+from rolekd_ray.policy.population import Population, Rule
 from rolekd_ray.policy.space import load_space
 from rolekd_ray.roles import Role
 

@@ -7,8 +7,8 @@ import torch
 
 from rolekd_ray.config import DataSettings, Settings, load_settings
 from rolekd_ray.errors import CheckpointError, DataError
+from rolekd_ray.policy.jobs import Job
 from rolekd_ray.policy.policy import Policy
-from rolekd_ray.policy.population import Job
 from rolekd_ray.roles import Role
 from rolekd_ray.search.evaluation import evaluate_checkpoint
 from rolekd_ray.slots.interface import Task

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_searches import HashWorker, made_rule, open_jobs, play
 
 from rolekd_ray.errors import RunDirectoryError, StorageError
-from rolekd_ray.policy.population import state_name
+from rolekd_ray.policy.jobs import state_name
 from rolekd_ray.search.ledger import Ledger
 from rolekd_ray.search.log import read_log
 

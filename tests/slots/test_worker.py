@@ -13,8 +13,8 @@ import torch
 from rolekd_ray.config import Settings, load_settings
 from rolekd_ray.distill.losses import Outputs, weighted_loss
 from rolekd_ray.errors import CheckpointError, TrainingError
+from rolekd_ray.policy.jobs import Job
 from rolekd_ray.policy.policy import Policy, random_policy
-from rolekd_ray.policy.population import Job
 from rolekd_ray.policy.schedule import Schedule, Segment
 from rolekd_ray.roles import Role
 from rolekd_ray.slots.actor import Slot
