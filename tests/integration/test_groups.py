@@ -9,7 +9,7 @@ import pytest
 import ray as ray_api
 from ray_helpers import BOTH, NoOpWorker, assert_as_one_worker, processes, rule, tiny_settings
 
-from rolekd_ray.errors import ConfigError, StorageError
+from rolekd_ray.errors import ConfigError, StorageError, TrainingError
 from rolekd_ray.search.cluster import slot_count
 from rolekd_ray.search.ledger import Ledger, Observer
 from rolekd_ray.search.log import read_log
@@ -68,6 +68,28 @@ def test_a_full_disk_stops_the_search_with_its_own_message(ray, tmp_path):
         run_on_ray(ledger, partial(Full, tmp_path / "states"), search=settings.search, slots=settings.slots)
     ledger.close()
     assert not [record for record in read_log(tmp_path) if record["kind"] == "drop"]
+
+
+class Diverging(NoOpWorker):
+    """One member's loss is not a number, which all workers of a group see alike."""
+
+    def train(self, job):
+        if job.state == "002-0001":
+            raise TrainingError("002-0001: epoch 3: loss is not finite: student/loss nan")
+        return super().train(job)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_costs_its_member_a_copy_and_the_group_nothing(ray, tmp_path):
+    watcher = Watcher()
+    ledger = Ledger(tmp_path, rule(population_size=4, epochs=9), [watcher])
+    settings = tiny_settings("slots.workers=2")
+    run_on_ray(ledger, partial(Diverging, tmp_path / "states"), search=settings.search, slots=settings.slots)
+    ledger.close()
+    (fail,) = [record for record in read_log(tmp_path) if record["kind"] == "fail"]
+    assert (fail["member"], fail["generation"]) == (2, 1) and "student/loss nan" in fail["reason"]
+    assert ledger.population.finished and ledger.population.live == {0, 1, 2, 3}
+    assert len({frozenset(pids) for pids in watcher.workers}) == 1, "the same two processes throughout"
 
 
 def refuse(sharding):
