@@ -11,8 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import ray
-
 from rolekd_ray.config import SlotSettings
 from rolekd_ray.errors import WorkersLostError
 from rolekd_ray.policy.jobs import Job
@@ -28,7 +26,6 @@ ENVIRONMENT = {
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # the others may wait for a dead worker, and need no goodbye
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train sets it: processes of one environment can be warmed
 }
 """Of a group's owner and all that Ray Train starts below it."""
 
@@ -155,7 +152,6 @@ class GroupSlot:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run one group after the other; in a thread of its own."""
-        _warm(self._settings.most_workers + 1)
         from rolekd_ray.slots.group_run import run_group  # only now: Ray Train and torch take seconds to import
 
         while workers := self._room.wait(lambda: self._stopping):
@@ -168,7 +164,6 @@ class GroupSlot:
             asyncio.run_coroutine_threadsafe(self._tell(partial(self._lose, reason)), loop).result()
             if self._stopping or self._ended is not None:
                 break
-            _warm(self._settings.most_workers + 1)
         self._room.give_back()
 
     def _leave(self) -> None:
@@ -194,13 +189,3 @@ class GroupSlot:
             await self._changed.wait_for(lambda: holds() or self._ended is not None)
         if self._ended is not None:
             raise self._ended
-
-
-def _import_train() -> None:
-    import rolekd_ray.slots.group_run  # noqa: F401
-
-
-def _warm(processes: int) -> None:
-    """Let processes import Ray Train and torch side by side, before Ray Train takes them one after the other."""
-    for _ in range(processes):
-        ray.remote(num_cpus=0, max_retries=0)(_import_train).remote()
