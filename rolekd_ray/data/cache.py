@@ -11,16 +11,19 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from rolekd_ray.data.images import ImageSet
+from rolekd_ray.progress import advance
 
 FORMAT = 1
+WAIT_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 # Fills an entry: gets a function that makes the images' array, returns (images, labels, class names).
@@ -61,7 +64,7 @@ def cached(name: str, entry: str, build: Build) -> ImageSet:
         return found
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f"{entry}.lock"):
+        with _locked(folder.parent / f"{entry}.lock"):
             found = _open(folder, name)  # another process may have been quicker
             if found is None:
                 _write(folder, build)
@@ -72,6 +75,21 @@ def cached(name: str, entry: str, build: Build) -> ImageSet:
         images, labels, class_names = build(lambda shape: np.empty(shape, np.uint8))
         found = ImageSet(name, torch.from_numpy(images), torch.from_numpy(labels), class_names)
     return found
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    lock = FileLock(file)
+    while True:
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+            break
+        except Timeout:
+            advance()  # the process that decodes is watched itself
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write(folder: Path, build: Build) -> None:

@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from rolekd_ray.errors import DataError
+from rolekd_ray.progress import advance
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
@@ -88,6 +89,7 @@ def _fill(listing: Listing, image_size: int | None, allocate: Allocate, *, grey:
                 f"as of {first}. Set image_size to bring all pictures to one size."
             )
         array[row] = pixels
+        advance()
     assert array is not None and row + 1 == len(array), "a listing yields as many pictures as labels"
     return array
 

@@ -19,8 +19,8 @@ MOST_DEATHS = 10
 """So many slots may die over one interval before it is taken for the cause."""
 
 
-HUNG_TIMES, HUNG_SECONDS = 10.0, 300.0
-"""An interval that takes so many times as long as the longest one before it, and so long at least, hangs."""
+HUNG_SECONDS = 300.0
+"""A slot that gets nothing done for so long, no batch and no decoded picture, hangs."""
 
 
 class Dispatcher:
@@ -31,7 +31,7 @@ class Dispatcher:
         slots: names of the slots' actors.
         max_failures: how often an interval may fail by an error of its own before its member is given up. Deaths of
             slots do not count, for they say little about the member, unless there are `MOST_DEATHS`.
-        hung_seconds: the least an interval may take before it is taken for hung.
+        hung_seconds: so long a slot may get nothing done while it trains before it is taken for hung.
     """
 
     def __init__(self, folder: Place, slots: list[str], max_failures: int, hung_seconds: float = HUNG_SECONDS):
@@ -43,7 +43,6 @@ class Dispatcher:
         self.running: dict[tuple[int, int], asyncio.Task] = {}
         self.reviving: dict[Any, asyncio.Future] = {}  # held here, for the event loop holds tasks weakly
         self.fatal: InputError | None = None
-        self.longest = 0.0  # seconds that any interval took
         self.log = LogReader(folder)
         self.folder = folder
         first, *others = self.log.read()
@@ -132,21 +131,28 @@ class Dispatcher:
                 return self._outcome(job, metrics)
 
     async def _unless_hung(self, slot: Any, job: Job) -> dict[str, Any]:
-        """Return the metrics of an interval; a slot that hangs over it is killed and started again.
-
-        Before the first interval has ended nobody knows how long one takes: there is no limit.
-        """
-        limit = max(self.hung_seconds, HUNG_TIMES * self.longest) if self.longest else None
-        started = time.monotonic()
+        """Return the metrics of an interval; a slot that gets on no more is killed and started again."""
+        training = asyncio.ensure_future(_result(slot.train.remote(job)))
+        seen, since = None, time.monotonic()
+        while not (await asyncio.wait([training], timeout=self.hung_seconds / 10))[0]:
+            progress = await self._progress(slot)
+            if progress is not None and progress != seen:
+                seen, since = progress, time.monotonic()
+            elif time.monotonic() - since > self.hung_seconds:
+                training.cancel()
+                ray.kill(slot, no_restart=False)
+                raise WorkersLostError(f"nothing of {job.state} was done for {self.hung_seconds:.0f} s")
         try:
-            metrics = await asyncio.wait_for(slot.train.remote(job), limit)
-        except TimeoutError:
-            ray.kill(slot, no_restart=False)
-            raise WorkersLostError(f"{job.state} took {limit:.0f} s and was taken for hung") from None
+            return training.result()
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, WorkersLostError) else error) from None
-        self.longest = max(self.longest, time.monotonic() - started)
-        return metrics
+
+    async def _progress(self, slot: Any) -> int | None:
+        """Return how far a slot has got, or None if it does not say."""
+        try:
+            return await asyncio.wait_for(_result(slot.progress.remote()), self.hung_seconds / 10)
+        except (TimeoutError, RayError):
+            return None
 
     def _bury(self, slot: Any, job: Job, error: Exception) -> None:
         log.warning("a slot died while it trained %s: %s", job.state, error)
@@ -201,3 +207,7 @@ class Dispatcher:
         self.fatal = error
         async with self.changed:
             self.changed.notify_all()
+
+
+async def _result(reference: Any) -> Any:
+    return await reference

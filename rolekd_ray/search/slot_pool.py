@@ -12,7 +12,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from rolekd_ray.config import SlotSettings
 from rolekd_ray.errors import ConfigError, RolekdError
 from rolekd_ray.search.cluster import slots_that_fit
-from rolekd_ray.slots.actor import Slot
+from rolekd_ray.slots.actor import WATCH, Slot
+from rolekd_ray.slots.group import ENVIRONMENT, GroupSlot
 from rolekd_ray.slots.interface import Worker
 from rolekd_ray.storage import Place
 
@@ -88,11 +89,11 @@ class SlotPool:
         options: dict[str, Any] = {"name": name, "max_restarts": -1, "max_task_retries": 0}
         each = self.settings.resources_per_worker
         if self.settings.most_workers == 1:
-            return ray.remote(Slot).options(num_cpus=each.cpus, num_gpus=each.gpus, **options).remote(self.make_worker)
-        from rolekd_ray.slots.group import GroupSlot  # lazily: Ray Train takes a second to import
+            slot = ray.remote(concurrency_groups={WATCH: 1})(Slot)  # type: ignore[call-overload]
+            return slot.options(num_cpus=each.cpus, num_gpus=each.gpus, **options).remote(self.make_worker)
 
         # Ray Train reserves what the workers take, in a placement group of its own; the owner only talks
-        owner = ray.remote(GroupSlot).options(num_cpus=0, **options)
+        owner = ray.remote(GroupSlot).options(num_cpus=0, runtime_env={"env_vars": ENVIRONMENT}, **options)
         return owner.remote(self.make_worker, self.settings, name, self.storage)
 
     def _follow(self, dispatcher: Any, most: int) -> None:

@@ -4,8 +4,14 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import ray
+
+from rolekd_ray import progress
 from rolekd_ray.policy.population import Job
 from rolekd_ray.slots.interface import Worker
+
+WATCH = "watch"
+"""The actor's concurrency group, of one thread, that answers while the other thread trains."""
 
 
 class Slot:
@@ -26,3 +32,8 @@ class Slot:
         self.prepare()
         assert self._worker is not None
         return self._worker.train(job)
+
+    @ray.method(concurrency_group=WATCH)
+    def progress(self) -> int:
+        """Return a number that changes as long as the worker gets on; see `rolekd_ray.progress`."""
+        return progress.done()

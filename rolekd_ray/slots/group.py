@@ -1,45 +1,36 @@
 """A slot of several workers: a Ray Train worker group that lives through the whole search, and the actor that owns it.
 
-Ray Train starts the workers, connects them (NCCL on GPUs, gloo on CPUs) and starts them again when one dies. In between
-they sit in a loop and take commands, so a perturbation costs a message and not a launch of 10 to 60 seconds.
+Ray Train starts the workers and connects them (NCCL on GPUs, gloo on CPUs). In between they sit in a loop and take
+commands, so a perturbation costs a message and not a launch of 10 to 60 seconds. When one dies, all are started again.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-from uuid import uuid4
-
-import ray
-from ray._raylet import PlacementGroupID
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
-from ray.train import UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
-
-# What ray.train exports; type checkers cannot tell
-from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rolekd_ray.config import SlotSettings
 from rolekd_ray.errors import WorkersLostError
 from rolekd_ray.policy.population import Job
-from rolekd_ray.slots.group_worker import NAMESPACE, serve
+from rolekd_ray.slots.group_room import Room
 from rolekd_ray.slots.interface import Worker
-from rolekd_ray.storage import Place, for_ray
+from rolekd_ray.storage import Place
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # there was room a moment ago; if somebody took it, look again
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # the others may wait for a dead worker, and need no goodbye
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""Of a group's owner and all that Ray Train starts below it."""
 
 POLL_SECONDS = 5.0
 """An idle worker asks this often; far below the half hour after which gloo and NCCL give a silent peer up."""
-
-
-class _Watch(UserCallback):
-    """Tells a group's owner about deaths as soon as Ray Train sees them; runs in Ray Train's controller."""
-
-    def __init__(self, owner: str):
-        self.owner = owner
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        reason = "; ".join(f"worker {rank}: {error}" for rank, error in worker_exceptions.items())
-        ray.get_actor(self.owner, namespace=NAMESPACE).lost.remote(reason[:500])
 
 
 class GroupSlot:
@@ -53,33 +44,39 @@ class GroupSlot:
     """
 
     def __init__(self, make_worker: Callable[..., Worker], settings: SlotSettings, name: str, storage: Place):
-        self._make_worker, self._settings, self._name, self._storage = make_worker, settings, name, storage
-        self._training: asyncio.Future | None = None
+        self._settings, self._storage = settings, storage
+        self._config = {"owner": name, "make_worker": make_worker}
+        self._room = Room(settings)
+        self._running: asyncio.Future | None = None
         self._group: str | None = None  # the workers that are up now
+        self._leaving: str | None = None  # those told to make way for more
         self._ended: BaseException | None = None
         self._command: tuple[int, Job] | None = None
         self._number = 0
         self._reply: asyncio.Future | None = None
         self._stopping = False
+        self._done: dict[int, int] = {}
         self._one, self._changed = asyncio.Lock(), asyncio.Condition()
         self.pids: list[int] = []
 
     async def prepare(self) -> int:
         """Start the group if there is none; wait until its workers are built; return this process's id."""
-        if self._training is None or self._training.done():
+        if self._running is None or self._running.done():
             self._ended = None
-            self._training = asyncio.ensure_future(asyncio.to_thread(self._run))
-            self._training.add_done_callback(lambda _: asyncio.ensure_future(self._tell(self._over)))
+            self._running = asyncio.ensure_future(asyncio.to_thread(self._run, asyncio.get_running_loop()))
+            self._running.add_done_callback(lambda _: asyncio.ensure_future(self._tell(self._over)))
         await self._until(lambda: self._group is not None)
         return os.getpid()
 
     async def train(self, job: Job) -> dict[str, Any]:
-        """Train one interval; see `Worker.train`. One at a time.
+        """Train one interval; see `Worker.train`. One at a time; before it, the group grows if there is room now.
 
         Raises:
             WorkersLostError: a worker died meanwhile; the group comes back by itself.
         """
         async with self._one:  # a restarted dispatcher may ask while its predecessor's interval is under way
+            if self._group is not None and await asyncio.to_thread(self._room.grown):
+                await self._tell(self._leave)
             await self.prepare()
             self._number += 1
             self._reply = asyncio.get_running_loop().create_future()
@@ -91,33 +88,27 @@ class GroupSlot:
             finally:
                 self._command = self._reply = None
 
+    async def progress(self) -> int:
+        """Return a number that changes as long as some worker gets on; see `rolekd_ray.progress`."""
+        return sum(self._done.values())
+
     async def stop(self) -> None:
         """End the workers; return when Ray Train has given their resources back. Killing this actor alone would not."""
-        if self._training is None:
+        if self._running is None:
             return
         async with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        await asyncio.wait([self._training])
+        await asyncio.wait([self._running])
 
     # ---- what the workers call
 
-    async def join(self, group: str, pids: list[int], reserved: str) -> None:
-        """Hear that all workers of a (new) group are up, and which placement group holds their resources."""
-        _internal_kv_put(self._name, reserved)
+    async def join(self, group: str, pids: list[int]) -> None:
+        """Hear that all workers of a new group are up."""
+        await asyncio.to_thread(self._room.wish, len(pids))
 
         def take() -> None:
             self._group, self.pids = group, pids
-            self._fail(WorkersLostError("its workers were replaced"))  # if that came before `lost`
-
-        await self._tell(take)
-
-    async def lost(self, reason: str) -> None:
-        """Hear that a worker died; Ray Train starts all of them again, and the new ones join."""
-
-        def take() -> None:
-            self._group = None
-            self._fail(WorkersLostError(reason))
 
         await self._tell(take)
 
@@ -132,14 +123,18 @@ class GroupSlot:
     async def next(self, group: str, done: int) -> tuple[int, Job | None] | None:
         """Return the command after number `done`, or None after a while without one: a sign of life.
 
-        A command is a number and a job; no job: stop.
+        A command is a number and a job; no job: leave.
         """
         async with self._changed:
             try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._new(done)), POLL_SECONDS)
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._new(group, done)), POLL_SECONDS)
             except TimeoutError:
                 return None
-        return (done + 1, None) if self._stopping else self._command
+        return (done + 1, None) if self._stopping or group == self._leaving else self._command
+
+    async def advanced(self, rank: int, done: int) -> None:
+        """Hear how much a worker has got done."""
+        self._done[rank] = done
 
     async def reply(self, group: str, number: int, metrics: dict[str, Any] | None, error: Exception | None) -> None:
         """Take the outcome of a command; late ones, of a group that was lost, are ignored."""
@@ -152,60 +147,42 @@ class GroupSlot:
 
     # ----
 
-    def _new(self, done: int) -> bool:
-        return self._stopping or (self._command is not None and self._command[0] > done)
+    def _new(self, group: str, done: int) -> bool:
+        return self._stopping or group == self._leaving or (self._command is not None and self._command[0] > done)
 
-    def _run(self) -> None:
-        each, most, fewest = (
-            self._settings.resources_per_worker,
-            self._settings.most_workers,
-            self._settings.fewest_workers,
-        )
-        self._release_what_died()
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a dead worker is noticed
-        TorchTrainer(
-            serve,
-            train_loop_config={"owner": self._name, "make_worker": self._make_worker},
-            scaling_config=ScalingConfig(
-                num_workers=most if most == fewest else (fewest, most),
-                use_gpu=each.gpus > 0,
-                resources_per_worker={"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {}),
-                placement_strategy="PACK",
-            ),
-            torch_config=TorchConfig(backend="nccl" if each.gpus else "gloo"),
-            run_config=RunConfig(  # type: ignore[arg-type]
-                # Ray Train goes on with a run of the same name; a new group must not
-                name=f"{self._name}-{uuid4().hex[:8]}",
-                **for_ray(self._storage),
-                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=10),
-                callbacks=[_Watch(self._name)],
-            ),
-        ).fit()
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run one group after the other; in a thread of its own."""
+        from rolekd_ray.slots.group_run import run_group  # only now: Ray Train and torch take seconds to import
 
-    def _release_what_died(self) -> None:
-        """Give back what the group of this actor's predecessor had reserved.
+        while workers := self._room.wait(lambda: self._stopping):
+            reason: Exception | None = None
+            try:
+                run_group(self._config, self._settings, workers, self._storage)
+            except WorkersLostError as error:
+                reason = error
+                log.warning("%s: %s", self._config["owner"], error)
+            asyncio.run_coroutine_threadsafe(self._tell(partial(self._lose, reason)), loop).result()
+            if self._stopping or self._ended is not None:
+                break
+        self._room.give_back()
 
-        Ray Train's own cleaner does it too, but asks the dashboard who is alive, and a private Ray has none. What a
-        group had reserved that died before its workers were up, stays with Ray.
-        """
-        reserved = _internal_kv_get(self._name)
-        if reserved is not None:
-            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(reserved.decode())))
+    def _leave(self) -> None:
+        self._leaving, self._group = self._group, None
+
+    def _lose(self, reason: Exception | None) -> None:
+        self._group = None
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(WorkersLostError(str(reason)))
+
+    def _over(self) -> None:
+        assert self._running is not None
+        self._ended = self._ended or self._running.exception() or RuntimeError("the worker group was stopped")
+        self._lose(None)
 
     async def _tell(self, change: Callable[[], None]) -> None:
         async with self._changed:
             change()
             self._changed.notify_all()
-
-    def _over(self) -> None:
-        assert self._training is not None
-        self._ended = self._training.exception() or RuntimeError("Ray Train ended the worker group")
-        self._group = None
-        self._fail(WorkersLostError(str(self._ended)))
-
-    def _fail(self, error: Exception) -> None:
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         async with self._changed:

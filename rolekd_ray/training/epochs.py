@@ -16,6 +16,7 @@ from rolekd_ray.errors import DataError
 from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.space import SearchSpace
+from rolekd_ray.progress import advance
 from rolekd_ray.roles import Role
 from rolekd_ray.training.data import TrainingData
 from rolekd_ray.training.evaluation import check_finite
@@ -97,6 +98,7 @@ class Trainer:
                     for name, value in ({"loss": total.detach()} | parts).items():
                         name = f"{role}/{name}"
                         sums[name] = sums[name] + value if name in sums else value
+                advance()
         means = {name: (value / len(batches)).item() for name, value in sums.items()}
         check_finite(means, f"{stream}: epoch {epoch}")
         return means

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rolekd_ray.errors import TrainingError
+from rolekd_ray.progress import advance
 from rolekd_ray.training.precision import autocast
 from rolekd_ray.training.sharding import ALONE, Sharding
 from rolekd_ray.training.views import Views
@@ -45,10 +46,10 @@ def predict(
     training = network.training
     network.eval()
     with torch.inference_mode(), autocast(dtype, images.device):
-        logits = [
-            network(views.clean(part).contiguous(memory_format=torch.channels_last)).float()
-            for part in sharding.rows(images).split(BATCH)
-        ]
+        logits = []
+        for part in sharding.rows(images).split(BATCH):
+            logits.append(network(views.clean(part).contiguous(memory_format=torch.channels_last)).float())
+            advance()
         network.train(training)
         return sharding.gather(torch.cat(logits), len(images))
 

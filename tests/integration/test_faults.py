@@ -10,8 +10,9 @@ import pytest
 import ray as ray_api
 from ray_helpers import NoOpWorker, facts, lineage, processes, rule, tiny_settings
 
+from rolekd_ray.progress import advance
 from rolekd_ray.search.dispatcher import Dispatcher
-from rolekd_ray.search.ledger import Ledger
+from rolekd_ray.search.ledger import Ledger, Observer
 from rolekd_ray.search.local import run_local
 from rolekd_ray.search.slot_pool import SlotPool
 from rolekd_ray.search.tune_search import run_on_ray
@@ -30,13 +31,22 @@ class Steady(NoOpWorker):
 
 
 class Hanging(NoOpWorker):
-    """Stops itself, as a process does that waits for a dead disk, once."""
+    """In the first interval of member 0 its process, of a group the last one, stops once; member 1's takes long."""
 
     def train(self, job):
+        last = self.sharding is None or self.sharding.rank == self.sharding.workers - 1
         mark = self.states.parent / "hung"
-        if job.generation == 1 and not mark.exists():
+        if (job.member, job.generation) == (0, 0) and last and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGSTOP)
+        if (job.member, job.generation) == (1, 0) and last:
+            with open(self.states.parent / "long", "a") as begun:
+                begun.write("begun\n")
+            for _ in range(16):
+                time.sleep(0.5)
+                advance()
+        if self.sharding is not None:
+            self.sharding.decided_by_first(lambda: None)
         return super().train(job)
 
 
@@ -49,7 +59,7 @@ def reference(tmp_path_factory) -> Path:
     return folder
 
 
-class Killer:
+class Killer(Observer):
     """Kills processes after the n-th score and notes how long it takes until the next one."""
 
     def __init__(self, after: int, name: str, count: int):
@@ -67,11 +77,6 @@ class Killer:
             for victim in victims:
                 os.kill(victim, signal.SIGKILL)
             self.killed = time.monotonic()
-
-    def perturbed(self, perturbation, population): ...
-    def dropped(self, record, population): ...
-    def caught_up(self, population): ...
-    def close(self): ...
 
 
 @pytest.mark.slow
@@ -93,21 +98,45 @@ def test_a_group_whose_processes_are_killed(ray, reference, tmp_path, victim, co
 
 
 @pytest.mark.slow
-def test_a_hanging_slot_is_killed_and_its_interval_repeated(ray, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2], ids=["a process", "a group of two"])
+def test_a_slot_that_hangs_in_its_first_interval_is_replaced_and_one_that_is_slow_is_not(ray, tmp_path, workers):
     (tmp_path / "states").mkdir()
     ledger = Ledger(tmp_path, rule(population_size=4, epochs=9))
-    settings = tiny_settings("slots.count=1")
+    settings = tiny_settings("slots.count=1", f"slots.workers={workers}")
     pool = SlotPool(settings.slots, partial(Hanging, tmp_path / "states"), storage=tmp_path / "tune")
     pool.grow(1)
     pool.prepare()
-    dispatcher = ray_api.remote(Dispatcher).remote(tmp_path, list(pool.slots), 0, hung_seconds=2.0)
+    dispatcher = ray_api.remote(Dispatcher).remote(tmp_path, list(pool.slots), 0, hung_seconds=4.0)
+    began = time.monotonic()
     ray_api.get(dispatcher.refresh.remote())
-    for generation in range(2):
-        for member in range(4):
-            outcome = ray_api.get(dispatcher.interval.remote(member, generation - 1), timeout=60)
-            ledger.score(ledger.population.jobs[member, generation], outcome["metrics"])
-        ray_api.get(dispatcher.refresh.remote())
-    assert (tmp_path / "hung").exists() and len(facts(tmp_path)) == 8
+    outcome = ray_api.get(dispatcher.interval.remote(0, -1), timeout=120)
+    print(f"\n{workers} workers: the interval of a stopped process ended after {time.monotonic() - began:.1f} s")
+    ledger.score(ledger.population.jobs[0, 0], outcome["metrics"])
+    for member in range(1, 4):
+        outcome = ray_api.get(dispatcher.interval.remote(member, -1), timeout=120)
+        ledger.score(ledger.population.jobs[member, 0], outcome["metrics"])
+    assert (tmp_path / "hung").exists() and len(facts(tmp_path)) == 4
+    assert (tmp_path / "long").read_text() == "begun\n", "8 s of work, twice the limit, are not repeated"
     pool.stop()
     ray_api.kill(dispatcher)
     ledger.close()
+
+
+@pytest.mark.slow
+def test_what_a_group_had_reserved_comes_back_though_its_owner_dies_before_it_is_up(ray, tmp_path):
+    pool = SlotPool(tiny_settings("slots.workers=2").slots, partial(Steady, tmp_path / "states"), storage=tmp_path)
+    pool.grow(1)
+    (slot,) = pool.slots.values()
+    slot.prepare.remote()
+    while not processes("ray::RayTrainWorker"):
+        time.sleep(0.05)
+    (owner,) = processes("ray::GroupSlot")
+    os.kill(owner, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            assert ray_api.get(slot.prepare.remote(), timeout=max(1, deadline - time.monotonic())) != owner
+            break
+        except ray_api.exceptions.RayActorError:
+            time.sleep(0.2)
+    pool.stop()

@@ -4,16 +4,14 @@ import os
 import signal
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import ray as ray_api
-import torch
-from ray_helpers import BOTH, NoOpWorker, facts, lineage, processes, rule, tiny_settings, weights
+from ray_helpers import BOTH, NoOpWorker, assert_as_one_worker, processes, rule, tiny_settings
 
 from rolekd_ray.errors import ConfigError, StorageError
 from rolekd_ray.search.cluster import slot_count
-from rolekd_ray.search.ledger import Ledger
+from rolekd_ray.search.ledger import Ledger, Observer
 from rolekd_ray.search.log import read_log
 from rolekd_ray.search.population_search import search_population
 from rolekd_ray.search.slot_pool import SlotPool
@@ -22,7 +20,7 @@ from rolekd_ray.search.tune_search import run_on_ray
 WORKERS = "ray::RayTrainWorker"
 
 
-class Watcher:
+class Watcher(Observer):
     """Notes which processes train, and does something after the n-th score."""
 
     def __init__(self, *acts):
@@ -33,22 +31,6 @@ class Watcher:
         self.workers.append(processes(WORKERS))
         if self.scores in self.acts:
             self.acts[self.scores]()
-
-    def perturbed(self, perturbation, population): ...
-    def dropped(self, record, population): ...
-    def caught_up(self, population): ...
-    def close(self): ...
-
-
-def assert_as_one_worker(run: Path, reference: Path) -> None:
-    """Scores are of 60 images: equal unless rounding turns one of them; then decisions, and all, could differ."""
-    assert facts(run) == facts(reference)
-    assert sorted(lineage(run)) == sorted(lineage(reference)) and lineage(reference)
-    found, expected = weights(run), weights(reference)
-    for state in expected:
-        student = found[state]["networks"]["student"]
-        for name, value in expected[state]["networks"]["student"].items():
-            torch.testing.assert_close(student[name], value, rtol=0.02, atol=2e-3)
 
 
 def kill_one(name: str, killed: list) -> None:
@@ -107,3 +89,53 @@ def test_groups_that_do_not_fit_are_refused_with_the_numbers(ray):
     with pytest.raises(ConfigError, match=rf"{cpus + 1} workers of 1 CPUs and 0 GPUs each; expected at most 0"):
         slot_count(tiny_settings(wanted).slots, 4)
     assert slot_count(tiny_settings(f"slots.workers=[1, {cpus + 1}]").slots, 4) == 1
+
+
+class Asker:
+    """Owns a room, as a slot of several workers does."""
+
+    def __init__(self, settings):
+        from rolekd_ray.slots.group_room import Room
+
+        self.room = Room(settings)
+
+    def wait(self):
+        return self.room.wait(lambda: False)
+
+    def hold(self, workers):
+        self.held = ray_api.util.placement_group([{"CPU": 1}] * workers)
+        self.room.wish(workers)
+        return self.held.wait(30)
+
+    def grown(self):
+        return self.room.grown()
+
+    def drop(self):
+        ray_api.util.remove_placement_group(self.held)
+
+
+def reserved() -> list[tuple[str, int]]:
+    found = ray_api.util.placement_group_table().values()
+    return sorted((group["state"], len(group["bundles"])) for group in found if group["state"] != "REMOVED")
+
+
+@pytest.mark.slow
+def test_a_group_gets_what_fits_wishes_for_the_rest_and_leaves_nothing_behind(ray):
+    cpus = int(ray_api.cluster_resources()["CPU"])
+    settings = tiny_settings(f"slots.workers=[1,{cpus + 1}]").slots
+    asker = ray_api.remote(Asker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(settings)
+    assert ray_api.get(asker.wait.remote(), timeout=60) == cpus and reserved() == []
+    assert ray_api.get(asker.hold.remote(cpus), timeout=60)
+    assert reserved() == [("CREATED", cpus), ("PENDING", 1)] and not ray_api.get(asker.grown.remote())
+    ray_api.kill(asker, no_restart=False)
+    assert ray_api.get(asker.wait.remote(), timeout=60) == cpus and reserved() == [], "of its former life"
+    assert ray_api.get(asker.hold.remote(cpus), timeout=60)
+    ray_api.get(asker.drop.remote())
+    deadline = time.monotonic() + 30
+    while not ray_api.get(asker.grown.remote()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ray_api.kill(asker)
+    other = ray_api.remote(Asker).options(num_cpus=0).remote(settings)
+    assert ray_api.get(other.wait.remote(), timeout=60) == cpus and reserved() == [], "of one that is dead"
+    ray_api.kill(other)
