@@ -57,7 +57,9 @@ class SlotPool:
             RolekdError: whatever a worker refuses.
         """
         try:
-            ray.get([slot.prepare.remote() for slot in self.slots.values()], timeout=timeout_seconds)
+            # Again if a slot's process dies meanwhile, unlike intervals: Ray starts it anew
+            asked = [slot.prepare.options(max_task_retries=-1).remote() for slot in self.slots.values()]
+            ray.get(asked, timeout=timeout_seconds)
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, RolekdError) else error) from None
         except GetTimeoutError:
