@@ -18,6 +18,7 @@ TINY = (
     "final.train=60",
     "teacher.model=resnet8",
     "training.batch_size=30",
+    "training.precision=float32",  # bfloat16 would round a group's sums otherwise than one worker's, and turn scores
     "search.protocol=coevolve",
     "search.population_size=4",
     "search.epochs=4",
