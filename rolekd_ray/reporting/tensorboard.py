@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rolekd_ray.files import delete_tree
 from rolekd_ray.policy.jobs import Job, Perturbation
@@ -15,6 +17,7 @@ from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.storage import ObjectPath, Place
 
 FOLDER = "tensorboard"
+EVENTS = "events.out.tfevents.0.rolekd"
 UPLOAD_SECONDS = 60
 
 
@@ -23,31 +26,27 @@ class TensorBoard:
 
     Derived from the log: the folder is made anew whenever a search is opened, so curves have no doubled points.
     An object store gets copies of what is written to a local folder: every `UPLOAD_SECONDS`, and on close.
+
+    Written here and now, an interval at a time: SummaryWriter has a thread per member, which prints a traceback of its
+    own when a disk refuses.
     """
 
     def __init__(self, folder: Place):
         self.folder = folder / FOLDER
         delete_tree(self.folder)
         self._aside = tempfile.TemporaryDirectory(prefix="rolekd-") if isinstance(self.folder, ObjectPath) else None
+        self._local = Path(str(self.folder) if self._aside is None else self._aside.name)
         self._uploaded = time.monotonic()
-        self._changed: set[int] = set()
-        self.writers: dict[int, SummaryWriter] = {}
-
-    def _local(self, member: int) -> Path:
-        name = f"member-{member:03d}"
-        return Path(self._aside.name, name) if self._aside is not None else Path(str(self.folder), name)
+        self._changed: set[Path] = set()
 
     def scored(self, job: Job, record: Mapping[str, Any], population: Population) -> None:
         """Add one point per tag."""
-        if job.member not in self.writers:
-            self.writers[job.member] = SummaryWriter(str(self._local(job.member)))
         values = dict(record["metrics"]) | {"donor": -1 if job.donor is None else job.donor}
         for role, policy in job.policies.items():
             values |= policy_scalars(str(role), policy, population.rule.space)
-        for tag, value in values.items():
-            if isinstance(value, int | float):
-                self.writers[job.member].add_scalar(tag, value, job.end_epoch, walltime=record["time"])
-        self._changed.add(job.member)
+        points = [Summary.Value(tag=tag, simple_value=v) for tag, v in values.items() if isinstance(v, int | float)]
+        event = Event(step=job.end_epoch, wall_time=record["time"], summary=Summary(value=points))
+        self._add(self._local / f"member-{job.member:03d}" / EVENTS, event)
         if time.monotonic() - self._uploaded > UPLOAD_SECONDS:
             self._upload()
 
@@ -55,28 +54,32 @@ class TensorBoard:
         """Nothing to do: the donor is a curve."""
 
     def dropped(self, record: Mapping[str, Any], population: Population) -> None:
-        """Nothing to do: the curve ends."""
+        """Nothing to do: the curve has a gap, or ends."""
 
     def caught_up(self, population: Population) -> None:
         """Nothing to do."""
 
     def close(self) -> None:
-        """Flush and close all files."""
-        for writer in self.writers.values():
-            writer.close()
+        """Upload what is new."""
         self._upload()
         if self._aside is not None:
             self._aside.cleanup()
 
+    def _add(self, file: Path, event: Event) -> None:
+        """Append to a member's file; opened each time, for there may be more members than descriptors."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "ab") as opened:
+            if not opened.tell():
+                RecordWriter(opened).write(Event(file_version="brain.Event:2").SerializeToString())
+            RecordWriter(opened).write(event.SerializeToString())
+        self._changed.add(file)
+
     def _upload(self) -> None:
         """Copy the files that changed; each whole, for objects cannot grow."""
         self._uploaded = time.monotonic()
-        if not isinstance(self.folder, ObjectPath):
-            return
         while self._changed:
-            member = self._changed.pop()
-            self.writers[member].flush()
-            for file in self._local(member).iterdir():
+            file = self._changed.pop()
+            if isinstance(self.folder, ObjectPath):
                 (self.folder / file.parent.name / file.name).write_bytes(file.read_bytes())
 
 
