@@ -75,7 +75,7 @@ class TrainingSettings(Section):
     learning_rate_schedule: Literal["cosine", "step", "constant"] = "cosine"
     """`step`: times 0.1 at 30, 60 and 80 % of the epochs, as role-kd's code does."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+    """`auto`: bfloat16 where the hardware is faster at it, float32 elsewhere."""
     batchnorm: Literal["sync", "local"] = "sync"
     """Where several workers share a batch. `sync`: statistics of the whole batch, so their number changes nothing.
     `local`: of each worker's rows, without a message per layer."""

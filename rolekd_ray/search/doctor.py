@@ -51,7 +51,7 @@ def _packages() -> list[Row]:
 def _devices() -> list[Row]:
     cpu = torch.device("cpu")
     rows: list[Row] = [("CPUs", f"{os.cpu_count()}, one slot each by default", True)]
-    rows.append(("bfloat16 on CPU", "native" if has_fast_bfloat16(cpu) else "emulated: float32 is used", None))
+    rows.append(("bfloat16 on CPU", "fast" if has_fast_bfloat16(cpu) else "slow: float32 is used", None))
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows.append(("GPUs", ", ".join(names) or "none: slots train on CPUs", None))
     return rows

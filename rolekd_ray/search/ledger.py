@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from math import isfinite
 from typing import Any, Protocol
 
+from rolekd_ray.errors import StorageError
 from rolekd_ray.files import delete_tree, write_atomically, writing
 from rolekd_ray.policy.jobs import Job, Perturbation, state_name
 from rolekd_ray.policy.population import FORMAT, Population, Rule
@@ -134,6 +135,17 @@ class Ledger:
         for state in (self.folder / STATES).glob("[0-9]*-[0-9]*"):
             if state.name not in needed:
                 delete_tree(state)
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close; what went wrong before is told, and not what then went wrong in closing."""
+        try:
+            self.close()
+        except StorageError:
+            if error is None:
+                raise
 
     def close(self) -> None:
         """Close log and observers, all of them even if one fails."""

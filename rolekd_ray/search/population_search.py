@@ -67,8 +67,7 @@ def search_population(
 
     # Absolute, for slots have working folders of their own
     task = Task(settings, (folder / STATES).absolute(), roles, teacher and teacher.absolute(), fixed)
-    ledger = Ledger(folder, rule_of(settings, roles), observers, prolong=prolong)
-    try:
+    with Ledger(folder, rule_of(settings, roles), observers, prolong=prolong) as ledger:
         population = ledger.population
         if prolong and settings.search.epochs < population.epochs:
             raise ConfigError(
@@ -83,8 +82,6 @@ def search_population(
         ledger.collect()
         _check_end(ledger)
         return schedule_of(population, *population.best()), population
-    finally:
-        ledger.close()
 
 
 def best_state(folder: Place, population: Population) -> Place:

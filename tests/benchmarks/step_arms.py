@@ -87,7 +87,7 @@ def timed(arms: dict[str, Callable[[int], object]], rounds: int) -> dict[str, li
 
 def head(title: str, rounds: int, clock: str = "CPU time") -> None:
     """Print what was measured where."""
-    kind = "native" if has_fast_bfloat16(CPU) else "emulated"
+    kind = "fast" if has_fast_bfloat16(CPU) else "slow"
     print(f"\n{title}; {rounds} rounds, 1 thread, {clock}; load {os.getloadavg()[0]:.1f}")
     print(f"{processor() or platform.processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}, "
           f"{torch.backends.cpu.get_cpu_capability()}, bfloat16 {kind}")  # fmt: skip

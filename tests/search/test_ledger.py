@@ -253,9 +253,15 @@ def test_an_observer_that_cannot_write_stops_with_a_clear_error_and_frees_the_lo
     with pytest.raises(StorageError, match="cannot be written: No space left on device"):
         ledger.close()
     assert [other.heard[-1] for other in others] == [("close",)] * 2
-    again = Ledger(tmp_path, made_rule())
-    assert again.population.reported(0, 0), "the score counted before anyone heard of it"
-    again.close()
+    with Ledger(tmp_path, made_rule()) as again:
+        assert again.population.reported(0, 0), "the score counted before anyone heard of it"
+
+
+def test_what_went_wrong_first_is_told_though_closing_fails_too(tmp_path):
+    with pytest.raises(ZeroDivisionError), Ledger(tmp_path, made_rule(), [Refusing()]):
+        raise ZeroDivisionError
+    with pytest.raises(StorageError, match="No space left"), Ledger(tmp_path, made_rule(), [Refusing()]):
+        pass
 
 
 # ---- states

@@ -13,36 +13,52 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
-def probes(monkeypatch):
-    """Say what the CPU can do."""
+def probes(monkeypatch, tmp_path):
+    """Say what the CPU can do, and who made it."""
 
-    def answer(**answers: bool) -> None:
+    def answer(vendor: str = "GenuineIntel", **answers: bool) -> None:
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
             monkeypatch.setattr(torch.cpu, name, partial(answers.get, name, False), raising=False)
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nvendor_id : {vendor}\n")
+        monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
 
     return answer
 
 
-def test_auto_is_bfloat16_where_the_kernel_says_that_the_cpu_has_it():
+def test_auto_goes_by_what_the_kernel_says_of_the_cpu():
     try:
-        with open("/proc/cpuinfo") as file:
-            flags = set(next(line for line in file if line.startswith("flags")).split())
+        lines = precision.CPU_INFO.read_text().splitlines()
+        flags = set(next(line for line in lines if line.startswith("flags")).split())
     except (OSError, StopIteration):
         pytest.skip("this system does not list its CPU's flags")
-    native = bool(flags & {"avx512_bf16", "amx_tile"})
-    assert has_fast_bfloat16(CPU) == native
-    assert compute_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+    amd = any(line.startswith("vendor_id") and "AuthenticAMD" in line for line in lines)
+    fast = "amx_tile" in flags or ("avx512_bf16" in flags and amd)
+    assert has_fast_bfloat16(CPU) == fast
+    assert compute_dtype("auto", CPU) == (torch.bfloat16 if fast else torch.float32)
 
 
-@pytest.mark.parametrize("probe", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
-def test_auto_follows_the_probe(probes, probe, caplog):
-    probes()
+@pytest.mark.parametrize(
+    "probe, vendor, fast",
+    [
+        ("_is_amx_tile_supported", "GenuineIntel", True),
+        ("_is_avx512_bf16_supported", "AuthenticAMD", True),
+        ("_is_avx512_bf16_supported", "GenuineIntel", False),
+    ],
+)
+def test_auto_follows_the_probe(probes, probe, vendor, fast):
+    probes(vendor)
     assert not has_fast_bfloat16(CPU) and compute_dtype("auto", CPU) == torch.float32
-    probes(**{probe: True})
-    assert has_fast_bfloat16(CPU) and compute_dtype("auto", CPU) == torch.bfloat16
+    probes(vendor, **{probe: True})
+    assert has_fast_bfloat16(CPU) == fast
+    assert compute_dtype("auto", CPU) == (torch.bfloat16 if fast else torch.float32)
     assert compute_dtype("float32", CPU) == torch.float32
     assert compute_dtype("bfloat16", CPU) == torch.bfloat16
-    assert not caplog.records
+
+
+def test_a_system_that_does_not_say_who_made_its_cpu(probes, monkeypatch, tmp_path):
+    probes(_is_avx512_bf16_supported=True)
+    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "none")
+    assert compute_dtype("auto", CPU) == torch.float32
 
 
 def test_a_torch_without_the_probes(monkeypatch):
