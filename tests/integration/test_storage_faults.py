@@ -91,7 +91,7 @@ def test_a_disk_that_fails_in_a_search_on_ray(disk, long_reference, break_it: Ca
     _, errors = (resumed := disk.start("resume", "runs/a")).communicate(timeout=300)
     assert resumed.returncode == 0, errors
     assert_ended_equal(disk.see(run), long_reference)
-    assert not list(disk.see(run).rglob(".*")), "half-written"
+    assert not [path for path in disk.see(run).rglob(".*") if "tune" not in path.parts], "half-written"
 
 
 # ---- an object store that answers late, or not at all
