@@ -77,10 +77,9 @@ class Ledger:
             records = [{"kind": "init", "format": FORMAT, "rule": rule.to_dict()}]
             self._log.append(records[0])
         self.population = begin(records, folder)
-        self._lineage: list[str] = []
-        for record in records[1:]:
-            self._lineage += map(self._lineage_line, self._tell(record))
-        write_atomically(folder / LINEAGE, "".join(self._lineage))
+        lines = [self._lineage_line(found) for record in records[1:] for found in self._tell(record)]
+        write_atomically(folder / LINEAGE, "".join(lines))
+        self._whole_lineage = lines if isinstance(folder, ObjectPath) else []  # objects cannot grow
         if prolong and rule.epochs > self.population.epochs:
             self.extend(rule.epochs)
 
@@ -163,9 +162,9 @@ class Ledger:
 
     def _write_lineage(self, lines: list[str]) -> None:
         file = self.folder / LINEAGE
-        self._lineage += lines
         if isinstance(file, ObjectPath):  # written anew: about 2 KB per perturbation, one request
-            write_atomically(file, "".join(self._lineage))
+            self._whole_lineage += lines
+            write_atomically(file, "".join(self._whole_lineage))
             return
         with writing(file), open(file, "a", encoding="utf-8") as opened:
             opened.writelines(lines)
