@@ -43,15 +43,22 @@ class Dispatcher:
         self.running: dict[tuple[int, int], asyncio.Task] = {}
         self.reviving: dict[Any, asyncio.Future] = {}  # held here, for the event loop holds tasks weakly
         self.fatal: InputError | None = None
-        self.log = LogReader(folder)
         self.folder = folder
-        first, *others = self.log.read()
-        self.population = begin([first], folder)
-        self._tell(others)
         self.changed = asyncio.Condition()
+        try:
+            self.log = LogReader(folder)
+            first, *others = self.log.read()
+            self.population = begin([first], folder)
+            self._tell(others)
+        except (
+            InputError
+        ) as error:  # told to who asks: a dispatcher that cannot be made would cost every member a failure
+            self.fatal = error
 
     async def refresh(self) -> None:
         """Read what was added to the log, start the intervals that it decided, wake who waits for one."""
+        if self.fatal is not None:
+            return
         try:
             self._tell(self.log.read())
         except InputError as error:  # nobody looks at this call's outcome: without a decision all would wait for ever
@@ -72,8 +79,8 @@ class Dispatcher:
         Waits until it is decided and trained. None: there is none, the member is at its goal or the search stops.
         Asking again, as a restarted proxy does, gives the same outcome; nothing is trained twice.
         """
-        population = self.population
-        while self.fatal is None and member in population.live:
+        while self.fatal is None and member in self.population.live:
+            population = self.population
             generation = population.newest[member]
             ended = population.ended(member, generation)
             if ended and generation + 1 >= population.generations:

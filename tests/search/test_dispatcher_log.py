@@ -28,6 +28,13 @@ def test_members_that_wait_hear_of_a_log_that_cannot_be_read(tmp_path, monkeypat
         assert await asyncio.wait_for(waiting, 5) is None
         return await dispatcher.failure()
 
+    async def search_on():
+        dispatcher = Dispatcher(tmp_path, [], 0)  # it was killed, and is made anew while the storage is gone
+        await dispatcher.refresh()
+        assert await asyncio.wait_for(dispatcher.interval(0, 0), 5) is None
+        return await dispatcher.failure()
+
     failure = asyncio.run(search())
+    assert str(asyncio.run(search_on())) == "no answer"
     ledger.close()
     assert isinstance(failure, StorageError) and str(failure) == "no answer"
