@@ -79,6 +79,16 @@ def test_reasons_are_printed_as_they_are(tmp_path):
     assert f"member 3 dropped: {reason}" in " ".join(text.getvalue().split())
 
 
+def test_a_failure_and_the_copy_that_follows_are_told(tmp_path):
+    ledger, _, text = watched(tmp_path)
+    ledger.fail(ledger.population.ask(3), "000 burnt")
+    play(ledger, 7)
+    donor = ledger.population.jobs[3, 1].donor
+    ledger.close()
+    assert "member 3 failed: 000 burnt" in text.getvalue()
+    assert f"member  3 (failed) copies member {donor:>2} (" in text.getvalue()
+
+
 def test_a_terminal_shows_the_bar_while_it_runs(tmp_path):
     text = StringIO()
     progress = SearchProgress(Console(file=text, width=100, force_terminal=True), "search: student")

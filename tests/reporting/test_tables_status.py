@@ -67,6 +67,20 @@ def test_members_are_listed_best_first_with_where_they_stand(tmp_path):
     ledger.close()
 
 
+def test_who_failed_is_shown_so_until_a_copy_takes_its_place(tmp_path):
+    with Ledger(tmp_path, made_rule(population_size=4)) as ledger:
+        population = ledger.population
+        ledger.fail(population.ask(3), "fire")
+        states = {row[0]: row[4] for row in cells(printed(population_table("search", population)))}
+        assert states == {"0": "training", "1": "training", "2": "training", "3": "failed"}
+        assert intervals(population) == (0, 15)
+        play(ledger, 3)
+        rows = {row[0]: row for row in cells(printed(population_table("search", population)))}
+        assert rows["3"][3:] == [str(population.jobs[3, 1].donor), "training"]
+        play(ledger)
+        assert intervals(population) == (15, 15)
+
+
 def test_at_the_end_all_are_at_the_goal():
     life = live_through(made_rule(population_size=16), 0)
     lines = printed(population_table("teacher's search", life.population))
