@@ -37,11 +37,19 @@ class Site:
         for name in SHIPPED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, self.project / name)
+        self._constrain_to_what_is_here()
         borrow_environment(self.project)
         (self.project / ".venv" / "installed").touch()
         for host in hosts:
             self._prepare(host)
         self._describe()
+
+    def _constrain_to_what_is_here(self) -> None:
+        """The hosts install without a network, so the versions that were tested must be those that are installed."""
+        file = self.project / "constraints.txt"
+        names = re.findall(r"^([\w-]+)==", file.read_text(), re.M)
+        here = {found.metadata["Name"].lower(): found.version for found in distributions()}
+        file.write_text("".join(f"{name}=={here[name.lower()]}\n" for name in names if name.lower() in here))
 
     def _prepare(self, host: Host) -> None:
         """Give a host the heavy packages, and a pip that asks no network; node_setup.sh does the rest."""
