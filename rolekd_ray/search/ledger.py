@@ -70,8 +70,7 @@ class Ledger:
 
     def _catch_up(self, rule: Rule, prolong: bool) -> None:
         folder = self.folder
-        for torn in (folder / STATES).glob(".*"):  # written aside by a slot that was killed
-            delete_tree(torn)
+        self._sweep()
         records = self._log.records()
         if not records:
             records = [{"kind": "init", "format": FORMAT, "rule": rule.to_dict()}]
@@ -150,8 +149,15 @@ class Ledger:
         """Close log and observers, all of them even if one fails."""
         with writing(self.folder), ExitStack() as stack:
             stack.callback(self._log.close)
+            stack.callback(self._sweep)
             for observer in self.observers:
                 stack.callback(observer.close)
+
+    def _sweep(self) -> None:
+        """Delete what slots wrote aside when they were killed; only while none is at work. Objects are whole."""
+        if not isinstance(self.folder, ObjectPath):
+            for torn in (self.folder / STATES).glob(".*"):
+                delete_tree(torn)
 
     def _append(self, record: dict[str, Any]) -> None:
         self._log.append(record)

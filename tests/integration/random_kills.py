@@ -73,12 +73,14 @@ def make_reference(folder: Path) -> Path:
 
 def differences(run: Path, reference: Path) -> list[str]:
     """What a search has otherwise than the one nothing happened to."""
+    found, expected = weights(run), weights(reference)
+    states = [name for name in found.keys() | expected.keys() if not same_tree(found.get(name), expected.get(name))]
     return [
         what
         for what, same in (
             ("scores", facts(run) == facts(reference)),
             ("lineage", sorted(lineage(run)) == sorted(lineage(reference)) and lineage(reference) != []),
-            ("states", same_tree(weights(run), weights(reference))),
+            (f"states {sorted(states)}", not states),
         )
         if not same
     ]

@@ -363,6 +363,10 @@ def test_what_killed_slots_left_half_written_is_removed_and_other_files_stay(tmp
     for name in (".003-0000.1a2b3c4d", "003-0001", "notes"):
         (states / name).mkdir(parents=True)
     ledger = Ledger(tmp_path, made_rule())
+    (states / ".004-0000.1a2b3c4d").mkdir()
+    ledger.close()
+    assert not list(states.glob(".*")), "neither of before nor of meanwhile"
+    ledger = Ledger(tmp_path, made_rule())
     assert sorted(state.name for state in states.iterdir()) == ["003-0001", "notes"]
     ledger.collect()
     assert sorted(state.name for state in states.iterdir()) == ["003-0001", "notes"]
