@@ -43,6 +43,7 @@ class Dispatcher:
         self.running: dict[tuple[int, int], asyncio.Task] = {}
         self.reviving: dict[Any, asyncio.Future] = {}  # held here, for the event loop holds tasks weakly
         self.fatal: InputError | None = None
+        self.started = False
         self.folder = folder
         self.changed = asyncio.Condition()
         try:
@@ -50,20 +51,22 @@ class Dispatcher:
             first, *others = self.log.read()
             self.population = begin([first], folder)
             self._tell(others)
-        except (
-            InputError
-        ) as error:  # told to who asks: a dispatcher that cannot be made would cost every member a failure
+        except InputError as error:  # told to who asks: if it could not be made, members would fail for it
             self.fatal = error
 
     async def refresh(self) -> None:
         """Read what was added to the log, start the intervals that it decided, wake who waits for one."""
         if self.fatal is not None:
             return
+        before = dict(self.population.newest), set(self.population.live)
         try:
             self._tell(self.log.read())
         except InputError as error:  # nobody looks at this call's outcome: without a decision all would wait for ever
             await self._stop(error)
             return
+        if self.started and before == (self.population.newest, self.population.live):
+            return  # waking every member at every score would cost the square of their number
+        self.started = True
         for job in filter(None, map(self.population.ask, sorted(self.population.live))):
             self._start(job)  # the member's trial may still be starting
         async with self.changed:
