@@ -10,7 +10,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed, kind", enumerate((*WITHIN, *WITHIN[:3], *WHOLE)))
+@pytest.mark.parametrize("seed, kind", list(enumerate((*WITHIN, *WITHIN[:3], *WHOLE))))
 def test_a_kill_at_a_random_moment_changes_nothing(ray, undisturbed, tmp_path, seed, kind):
     what, told, differs = one_run(seed, tmp_path / "run", undisturbed, kind)
     assert not differs, f"{what}: {told}"

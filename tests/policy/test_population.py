@@ -211,7 +211,7 @@ def test_ties_favour_no_member(scores):
 def test_policies_never_leave_the_grid(space, seed, synchronous, two_roles):
     roles = BOTH if two_roles else (Role.STUDENT,)
     life = live_through(made_rule(seed=seed, space=space, roles=roles, synchronous=synchronous), seed)
-    assert life.found
+    assert life.found or not synchronous  # asynchronously nobody need be among the worst when it reports
     for job in life.population.jobs.values():
         assert set(job.policies) == set(roles)
         for role, policy in job.policies.items():
