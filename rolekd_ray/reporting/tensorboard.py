@@ -17,7 +17,7 @@ from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.storage import ObjectPath, Place
 
 FOLDER = "tensorboard"
-EVENTS = "events.out.tfevents.0.rolekd"
+EVENTS = "events.out.tfevents.0"
 UPLOAD_SECONDS = 60
 
 
