@@ -210,8 +210,11 @@ def test_ties_favour_no_member(scores):
 @given(spaces(), seeds, st.booleans(), st.booleans())
 def test_policies_never_leave_the_grid(space, seed, synchronous, two_roles):
     roles = BOTH if two_roles else (Role.STUDENT,)
-    life = live_through(made_rule(seed=seed, space=space, roles=roles, synchronous=synchronous), seed)
-    assert life.found or not synchronous  # asynchronously nobody need be among the worst when it reports
+    rule = made_rule(seed=seed, space=space, roles=roles, synchronous=synchronous)
+    # Asynchronously it is chance whether anybody is among the worst when it reports: another order of arrival then
+    lives = (live_through(rule, seed + again) for again in range(1 if synchronous else 20))
+    life = next((life for life in lives if life.found), None)
+    assert life is not None, "nobody ever mutates"
     for job in life.population.jobs.values():
         assert set(job.policies) == set(roles)
         for role, policy in job.policies.items():
