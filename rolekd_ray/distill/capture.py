@@ -1,0 +1,111 @@
+"""Reading features of a network by forward hooks on named modules; the network's code stays as it is."""
+
+import re
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from rolekd_ray.errors import ConfigError, unknown_name
+
+INPUT = ".input"
+_PART = re.compile(r"^(?P<layer>.+)\[(?P<part>[^\[\]]+)\]$")
+
+
+class Capture:
+    """Keeps what named layers put out, while it is entered; from the last forward pass.
+
+    A layer is named as `network.named_modules()` does; `<name>.input` is what the module takes (its first argument).
+    Where a layer puts out a tuple or a dict, `<name>[0]` or `<name>[key]` says which part.
+
+    Args:
+        network: any module.
+        layers: names.
+
+    Raises:
+        ConfigError: unknown layers; names the nearest.
+    """
+
+    def __init__(self, network: nn.Module, layers: Iterable[str]):
+        self.layers = list(dict.fromkeys(layers))
+        self._network = network
+        self._found: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
+        problems = [problem for layer in self.layers if (problem := _problem(network, layer))]
+        if problems:
+            raise ConfigError(*problems)
+
+    @property
+    def features(self) -> Mapping[str, Tensor]:
+        """Layer names to tensors of the last forward pass.
+
+        Raises:
+            ConfigError: a layer was not called in it.
+        """
+        missing = [
+            f"layer {layer!r}: was not called in a forward pass" for layer in self.layers if layer not in self._found
+        ]
+        if missing:
+            raise ConfigError(*missing)
+        return dict(self._found)
+
+    def __enter__(self) -> "Capture":
+        for layer in self.layers:
+            module, is_input, part = _resolve(self._network, layer)
+            if is_input:
+                hook = module.register_forward_pre_hook(
+                    lambda module, args, kwargs, layer=layer, part=part: self._keep(
+                        layer, args[0] if args else next(iter(kwargs.values())), part
+                    ),
+                    with_kwargs=True,
+                )
+            else:
+                hook = module.register_forward_hook(
+                    lambda module, args, out, layer=layer, part=part: self._keep(layer, out, part)
+                )
+            self._hooks.append(hook)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _keep(self, layer: str, value: Any, part: str | None) -> None:
+        self._found[layer] = _tensor(layer, value, part)
+
+
+def _tensor(layer: str, value: Any, part: str | None) -> Tensor:
+    """Return the tensor, or the named part of a tuple or a dict."""
+    if isinstance(value, Tensor) and part is None:
+        return value
+    if isinstance(value, list | tuple):
+        parts: dict[str, Any] = {str(place): item for place, item in enumerate(value)}
+    elif isinstance(value, Mapping):  # an ordered dict, or a model's output class
+        parts = {str(key): item for key, item in value.items()}
+    else:
+        raise ConfigError(f"layer {layer!r}: puts out a {type(value).__name__}; expected a tensor, a tuple or a dict")
+    if part is None or not isinstance(parts.get(part), Tensor):
+        names = ", ".join(f"{layer.split('[')[0]}[{name}]" for name, item in parts.items() if isinstance(item, Tensor))
+        raise ConfigError(f"layer {layer!r}: puts out a {type(value).__name__}; expected one of {names}")
+    return parts[part]
+
+
+def _resolve(network: nn.Module, layer: str) -> tuple[nn.Module, bool, str | None]:
+    """Return (module, whether its input is meant, part)."""
+    modules = dict(network.named_modules())
+    part = None
+    if layer not in modules and (match := _PART.match(layer)):
+        layer, part = match["layer"], match["part"]
+    is_input = layer not in modules and layer.endswith(INPUT)
+    return modules[layer.removesuffix(INPUT) if is_input else layer], is_input, part
+
+
+def _problem(network: nn.Module, layer: str) -> str | None:
+    try:
+        _resolve(network, layer)
+    except KeyError:
+        names = [name for name, _ in network.named_modules() if name]
+        return unknown_name("layers", "layer", layer, names)
+    return None
