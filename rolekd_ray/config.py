@@ -81,12 +81,39 @@ class TrainingSettings(Section):
     `local`: of each worker's rows, without a message per layer."""
 
 
+class LayerSettings(Section):
+    """Layers that a method compares: the first of the student's with the first of the teacher's, and so on."""
+
+    student: Annotated[tuple[str, ...], Field(min_length=1)]
+    teacher: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "LayerSettings":
+        if len(self.student) != len(self.teacher):
+            raise ValueError(
+                f"teacher: got {len(self.teacher)} layers; expected {len(self.student)}, as many as the student's"
+            )
+        return self
+
+
 class DistillSettings(Section):
     """What the student learns from."""
 
     losses: Mapping[str, NotNegative] = Field(default={"cross_entropy": 0.1, "hinton": 0.9}, min_length=1)
+    """Methods by name, with their weights; `docs/methods.md` lists them."""
     temperature: Positive = 4.0
     view_mode: Literal["shared_student", "shared_teacher", "independent", "teacher_clean"] = "shared_student"
+    layers: Mapping[str, LayerSettings] = {}
+    """Of methods that compare features, where the defaults will not do; `rolekd check --layers MODEL` lists names."""
+    options: Mapping[str, Mapping[str, bool | int | float | str]] = {}
+    """Of methods, where the defaults will not do. `temperature` here wins over the run's."""
+    standardise_logits: bool = False
+    """Methods that soften logits compare standardised ones (arXiv 2403.01427)."""
+    clip_to_task: bool = False
+    """Of each parameter, the gradient of distillation is cut to the length of the labels' (role-kd's code)."""
+    compat: Literal["corrected", "rk2020"] = "corrected"
+    """`rk2020`: as role-kd's published code computes: no T² in Hinton's loss, weights of clipped losses without effect,
+    MHGD's attention untrained, RKD's Huber loss without its -1/2."""
 
 
 class BaseAugmentationSettings(Section):

@@ -28,7 +28,7 @@ class Regressor(nn.Module):
         super().__init__()
         if len(shape) != len(wanted) or len(shape) not in (1, 3):
             raise ConfigError(f"layers: cannot match features of shape {tuple(shape)}; expected {tuple(wanted)}")
-        self.size = tuple(wanted[1:])
+        self.size = (wanted[1], wanted[2]) if len(wanted) == 3 else None
         self.channels: nn.Module = nn.Identity()
         if shape[0] != wanted[0]:
             make = nn.Linear(shape[0], wanted[0]) if len(shape) == 1 else nn.Conv2d(shape[0], wanted[0], 1, bias=False)
@@ -36,7 +36,7 @@ class Regressor(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, *shape) to (N, *wanted)."""
-        if self.size and features.shape[2:] != self.size:
+        if self.size is not None and features.shape[2:] != self.size:
             smaller = features.shape[2] > self.size[0]
             features = (
                 F.adaptive_avg_pool2d(features, self.size)
