@@ -1,14 +1,17 @@
-"""Logit standardisation: students follow the teacher's ranking of classes, not its scale."""
+"""Logit standardisation: only the pattern of the logits is compared, not their mean and spread."""
 
 from torch import Tensor
 
-EPSILON = 1e-7
+from rolekd_ray.distill.features import unit
 
 
 def standardise(logits: Tensor) -> Tensor:
-    """Return (logits - mean) / deviation of each row of (N, K); a row of equal logits becomes zeros.
+    """Return logits (N, K) with mean 0 and standard deviation 1 over each image's classes.
 
-    Source: Sun et al., arXiv 2403.01427, section 4.2.
+    Both networks' logits pass through it before a temperature divides them; the temperature then is in units of
+    standard deviations. The deviation is the sample's (divided by K - 1). Logits that are all equal become 0, without
+    gradient.
+
+    Source: Sun et al., arXiv 2403.01427. As their code has it, apart from its 1e-7 beside the deviation.
     """
-    centred = logits - logits.mean(1, keepdim=True)
-    return centred / (centred.square().mean(1, keepdim=True) + EPSILON**2).sqrt()
+    return unit(logits - logits.mean(dim=1, keepdim=True)) * (logits.shape[1] - 1) ** 0.5
