@@ -49,5 +49,10 @@ class Regressor(nn.Module):
         return F.interpolate(self.channels(features), self.size, mode="bilinear", align_corners=False)
 
 
+def as_map(features: Tensor) -> Tensor:
+    """Return maps (N, C, H, W) as they are, and vectors (N, D) as maps of one pixel."""
+    return features if features.dim() == 4 else features[:, :, None, None]
+
+
 def _convolution(channels: int, wanted: int, bias: bool) -> nn.Conv2d:
     return nn.Conv2d(channels, wanted, 1, bias=bias)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rolekd_ray.distill.registry import method
+from rolekd_ray.distill.regressor import as_map
 
 _LEAST_VARIANCE = 1e-5
 
@@ -26,7 +27,7 @@ class VariationalInformation(nn.Module):
         shapes_teacher: of the teacher's layers.
         initial_variance: σ² at the start, above 1e-5.
 
-    Source: Ahn et al., arXiv 1904.05835, equations 3 to 5; networks, initial σ² of 5 and weight 1 as the CRD
+    Source: Ahn et al., arXiv 1904.05835; networks, initial σ² of 5 and weight 1 as the CRD
     benchmark's code has them (RepDistiller, after the authors').
     """
 
@@ -51,7 +52,7 @@ class VariationalInformation(nn.Module):
 
 def _negative_log_likelihood(own: Tensor, wanted: Tensor, mean: nn.Module, raw_variance: Tensor) -> Tensor:
     """Return the mean over all numbers, without the constant ½ ln 2π."""
-    own, wanted = _same_size(_as_map(own), _as_map(wanted))
+    own, wanted = _same_size(as_map(own), as_map(wanted))
     variance = (F.softplus(raw_variance) + _LEAST_VARIANCE)[:, None, None]
     return 0.5 * ((wanted - mean(own)).square() / variance + variance.log()).mean()
 
@@ -60,10 +61,6 @@ def _mean_network(channels: int, wanted: int) -> nn.Sequential:
     widths = [channels, wanted, wanted, wanted]
     first, second, last = (nn.Conv2d(a, b, 1, bias=False) for a, b in pairwise(widths))
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
-
-
-def _as_map(features: Tensor) -> Tensor:
-    return features if features.dim() == 4 else features[:, :, None, None]
 
 
 def _same_size(own: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
