@@ -122,6 +122,19 @@ def test_settings(case, monkeypatch):
     assert all(line.startswith("error: ") for line in result.err.splitlines()), result.err
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("check", "expected a configuration, or --layers"),
+        ("check --layers resnet21", "network: unknown network 'resnet21'"),
+        ("check quickstart --layers resnet8", "expected the network's name alone"),
+        ("check --layers resnet8 --set seed=1", "expected the network's name alone"),
+    ],
+)
+def test_check_of_layers(words, problem):
+    assert_refused(lambda: rolekd(words), problem)
+
+
 def test_check_refuses_what_a_search_would():
     assert_refused(lambda: rolekd("check quickstart --set distill.view_mode=shared_teacher"), "distill.view_mode")
 
