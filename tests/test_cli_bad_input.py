@@ -110,6 +110,12 @@ SETTINGS = {
     ),
     "GPUs that are not there": ("--set slots.resources_per_worker.gpus=1", "slots.resources_per_worker.gpus", "1", "0"),
     "network for larger images": ("--set teacher.model=alexnet", "teacher.model", "alexnet", "8x8"),
+    "bits that there are not": (
+        "--set student.model=resnet8_w3a2",
+        "student.model",
+        "weights: got 3",
+        "1, 2, 4, 8, 32",
+    ),
     "negative seed of the split": ("--set data.split_seed=-1", "data.split_seed", "-1", "at least 0"),
 }
 

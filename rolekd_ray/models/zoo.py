@@ -11,6 +11,7 @@ from torch import nn
 from rolekd_ray.errors import ConfigError, unknown_name
 from rolekd_ray.models.alexnet import AlexNet
 from rolekd_ray.models.mobilenet import MobileNetV2
+from rolekd_ray.models.quantised import quantise, split_bits
 from rolekd_ray.models.resnet import RESNETS
 from rolekd_ray.models.shufflenet import ShuffleV1, ShuffleV2
 from rolekd_ray.models.torchvision_networks import torchvision_names, torchvision_network
@@ -32,8 +33,8 @@ _THEIRS = "torchvision."
 def network_names() -> list[str]:
     """Return the names that `build_network` knows, ours first.
 
-    Beside them it takes any valid `wrn_{depth}_{widen}`, and each of torchvision's with the prefix `torchvision.`,
-    which only those whose name is ours too need.
+    Beside them it takes any valid `wrn_{depth}_{widen}`, each of torchvision's with the prefix `torchvision.`, which
+    only those whose name is ours too need, and bits behind a name.
     """
     theirs = (_THEIRS + name if name in ZOO else name for name in torchvision_names())
     return [*ZOO, *WIDE_RESNETS, *theirs]
@@ -48,20 +49,25 @@ def build_network(name: str, *, num_classes: int, channels: int, seed: int | Non
     images and have smallest sizes of their own. No pretrained weights. Where torchvision's network is for colour, a
     grey one has another first convolution.
 
+    An ending `_w2a4` quantises: 2 bits of weights, 4 of activations (`quantised.quantise`); parameters and initial
+    weights are those of the name without it.
+
     Args:
-        name: one of `network_names()`, or `wrn_{depth}_{widen}` with depth 6n + 4.
+        name: one of `network_names()`, or `wrn_{depth}_{widen}` with depth 6n + 4; bits of 1, 2, 4, 8 or 32 behind it.
         num_classes: K.
         channels: of the images, 1 or 3.
         seed: of the initial weights; the global generators keep their state. None draws from the global generator.
 
     Raises:
-        ConfigError: unknown name, or sizes out of range; names the nearest.
+        ConfigError: unknown name, or sizes or bits out of range; names the nearest. Or the network cannot be quantised.
     """
-    make = _find(name, num_classes, channels)
+    make, bits = _find(name, num_classes, channels)
     with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs
-        return make(num_classes=num_classes, channels=channels)
+        network = make(num_classes=num_classes, channels=channels)
+    quantise(network, weight_bits=bits[0], activation_bits=bits[1], where=f"network {name!r}")
+    return network
 
 
 def check_network(name: str, *, num_classes: int, channels: int, image_size: tuple[int, int]) -> None:
@@ -82,19 +88,20 @@ def check_network(name: str, *, num_classes: int, channels: int, image_size: tup
             raise ConfigError(f"network {name!r}: cannot take images of {size} pixels: {problem}") from problem
 
 
-def _find(name: str, num_classes: int, channels: int) -> Callable[..., nn.Module]:
-    problems = []
+def _find(name: str, num_classes: int, channels: int) -> tuple[Callable[..., nn.Module], tuple[int, int]]:
+    """Return what builds a network, and its bits of weights and of activations."""
+    plain, bits, problems = split_bits(name)
     if num_classes < 2:
         problems.append(f"network {name!r}: num_classes: got {num_classes}; expected at least 2")
     if channels not in (1, 3):
         problems.append(f"network {name!r}: channels: got {channels}; expected 1 (grey) or 3 (RGB)")
-    make = _maker(name)
+    make = _maker(plain)
     if isinstance(make, str):
         problems.append(make)
     if problems:
         raise ConfigError(*problems)
     assert not isinstance(make, str)
-    return make
+    return make, bits
 
 
 def _maker(name: str) -> Callable[..., nn.Module] | str:
