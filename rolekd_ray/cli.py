@@ -253,10 +253,20 @@ def evaluate(
 
 @app.command()
 def check(
-    file: Annotated[str, typer.Argument(help="YAML file, or name of one that comes along.")],
+    file: Annotated[str | None, typer.Argument(help="YAML file, or name of one that comes along.")] = None,
     overrides: Overrides = [],  # noqa: B006
+    layers: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Instead: the layers of a network that losses can name.")
+    ] = None,
 ) -> None:
     """Parse a configuration, print what it means; touches nothing."""
+    if layers is not None:
+        if file is not None or overrides:
+            raise ConfigError("--layers: got a configuration or --set beside it; expected the network's name alone")
+        _show_layers(layers)
+        return
+    if file is None:
+        raise ConfigError("check: got nothing; expected a configuration, or --layers and a network's name")
     from rolekd_ray.config import settings_text
 
     settings = _settings(file, overrides, None)
@@ -349,6 +359,22 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
         _say(progress, f"note: {line}")
     if outcome.dropped:
         raise RolekdError("\n".join(outcome.dropped))
+
+
+def _show_layers(model: str) -> None:
+    from rolekd_ray.models import build_network, default_layers, layer_table
+    from rolekd_ray.reporting.tables import layers_table
+
+    network = build_network(model, num_classes=10, channels=3, seed=0)
+    try:
+        size = 32
+        rows = layer_table(network, 3, (size, size))
+    except ConfigError:  # made for larger images
+        size = 224
+        rows = layer_table(network, 3, (size, size))
+    out.print(layers_table(f"{model}: 10 classes, 3x{size}x{size}", rows))
+    if defaults := default_layers(network):
+        _say(out, f"stages: {', '.join(defaults.stages)}; embedding: {defaults.embedding}")
 
 
 def _stopped(go_on: str) -> NoReturn:
