@@ -15,6 +15,7 @@ from rolekd_ray.slots.interface import Task
 from rolekd_ray.storage import Place
 from rolekd_ray.training.batchnorm import share_batchnorm
 from rolekd_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from rolekd_ray.training.conditions import describe_images
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.evaluation import check_finite, evaluate
@@ -147,7 +148,8 @@ class TrainingWorker:
     @cached_property
     def _description(self) -> dict[str, Any]:
         models = {role: self.settings.network(role).model for role in self.task.roles}
-        return describe_networks(models, self.data.image_set, self.data.statistics, self.settings.data)
+        seen = describe_images(self.data, self.settings.data)
+        return describe_networks(models, self.data.image_set, self.data.statistics, self.settings.data, seen)
 
     @cached_property
     def trainer(self) -> Trainer:
