@@ -212,6 +212,7 @@ def train(
         raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
 
     from rolekd_ray.search.preflight import check_inputs, check_teacher
+    from rolekd_ray.training.conditions import condition_lines, describe_run_images
     from rolekd_ray.training.final import FinalTraining, train_final
 
     data = check_inputs(settings, local=True)
@@ -223,6 +224,8 @@ def train(
     plan = training.plan()
     if folder.exists() and not training.finished(plan):
         raise CheckpointError(f"{output}: exists and is not this training; expected a new folder")
+    for line in condition_lines(describe_run_images(data, settings)["final"]):
+        _say(progress, line)
     try:
         with progress.status(f"training {settings.network(role).model} for {training.epochs} epochs"):
             metrics = train_final(training)
@@ -322,13 +325,17 @@ def _start(
     from rolekd_ray.search.pipeline import hardware
     from rolekd_ray.search.preflight import check_inputs, check_search
     from rolekd_ray.search.run_directory import create_run
+    from rolekd_ray.training.conditions import condition_lines, describe_run_images
 
     where = place(storage)
     check_storage(where)
-    check_inputs(settings, local=local, evaluated=verb == "run")
+    data = check_inputs(settings, local=local, evaluated=verb == "run")
     check_search(settings)
+    images = describe_run_images(data, settings)
+    for line in condition_lines(images["search"]):
+        _say(progress, line)
     with hardware(settings, local=local, storage=where):
-        _execute(create_run(where, name, settings, verb=verb), verb, local)
+        _execute(create_run(where, name, settings, verb=verb, images=images), verb, local)
 
 
 def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | None = None) -> None:
