@@ -72,9 +72,9 @@ def case(name: str, *, count: int = 8, seed: int = 0) -> tuple[Losses, Outputs]:
     generator = torch.Generator().manual_seed(seed)
     view = torch.randn(count, *IMAGES, generator=generator)
     with torch.no_grad():
-        logits_student, features_student = passed(of.student, losses.layers_of(0), view)
-        logits_self, features_self = passed(of.student, losses.layers_of(0), view.flip(3))
-        logits_teacher, features_teacher = passed(of.teacher, losses.layers_of(1), view)
+        logits_student, features_student = passed(of.student, losses.layers_of("student"), view)
+        logits_self, features_self = passed(of.student, losses.layers_of("student"), view.flip(3))
+        logits_teacher, features_teacher = passed(of.teacher, losses.layers_of("teacher"), view)
     outputs = Outputs(
         logits_student.requires_grad_(),
         logits_teacher,
