@@ -15,34 +15,8 @@ CHANGES = [
 ]
 
 
-def singular(feature: np.ndarray, count: int) -> list[np.ndarray]:
-    """Right-singular vectors that carry more than 1e-5 of what is left, signs as `singular_vectors` has them."""
-    matrix = feature.reshape(len(feature), -1)  # (C, positions)
-    by_channels = matrix.shape[0] <= matrix.shape[1]
-    squares, vectors = np.linalg.eigh(matrix @ matrix.T if by_channels else matrix.T @ matrix)
-    found = []
-    for place in reversed(range(len(squares))):
-        if squares[: place + 1].sum() > 1e-5 * squares.sum() and len(found) < count:
-            vector = vectors[:, place] * np.sign(vectors[np.abs(vectors[:, place]).argmax(), place])
-            found.append(vector if by_channels else matrix @ vector / np.linalg.norm(matrix @ vector))
-    return found
-
-
-def vectors_by_loop(losses, own, wanted, name) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Per layer and image (student's vector, teacher's)."""
-    layers = []
-    for regressor, features, targets in zip(losses.regressors[name], own, wanted, strict=True):
-        pairs = []
-        for feature, target in zip(regressor(features).detach().numpy(), targets.numpy(), strict=True):
-            first = singular(target, 1)[0]
-            near = max(singular(feature, 4), key=lambda v: abs(v @ first))
-            pairs.append((near * np.sign(near @ first), first))
-        layers.append(pairs)
-    return layers
-
-
 def by_loop(losses, own, wanted) -> float:
-    layers, terms = vectors_by_loop(losses, own, wanted, "svd"), []
+    layers, terms = cases.aligned_by_loop(losses, own, wanted), []
     for this, following in pairwise(layers):
         for (v, t), (v_next, t_next) in zip(this, following, strict=True):
             for i, j in np.ndindex(len(v), len(v_next)):
