@@ -31,6 +31,7 @@ from rolekd_ray.search.preflight import check_device, check_inputs, check_search
 from rolekd_ray.search.run_directory import RUN_LOCK, RunDirectory, create_run, open_run
 from rolekd_ray.storage import Place, check_storage, place, relative
 from rolekd_ray.training.checkpoint import has_checkpoint
+from rolekd_ray.training.conditions import condition_lines, describe_run_images
 from rolekd_ray.training.final import FinalTraining, train_final
 from rolekd_ray.training.losses import from_labels, needs_frozen_teacher, teacher_role_counts
 
@@ -74,12 +75,15 @@ def start_run(
         InputError: settings, data, a given teacher or the run directory are wrong; nothing was written.
         RolekdError: what went wrong later; `resume_run` can go on from there.
     """
-    check_inputs(settings, local=local, evaluated=verb == "run")
+    data = check_inputs(settings, local=local, evaluated=verb == "run")
     check_search(settings)
-    storage = place(storage)
+    storage, console = place(storage), console or Console(quiet=True)
+    images = describe_run_images(data, settings)
+    for line in condition_lines(images["search"]):
+        console.print(line, highlight=False, soft_wrap=True)
     with hardware(settings, local=local, storage=storage):
-        run = create_run(storage, name, settings, verb=verb)
-        return Pipeline(run, local=local, console=console or Console(quiet=True)).execute(verb)
+        run = create_run(storage, name, settings, verb=verb, images=images)
+        return Pipeline(run, local=local, console=console).execute(verb)
 
 
 def resume_run(

@@ -16,6 +16,7 @@ from rolekd_ray.storage import Place
 from rolekd_ray.training.batchnorm import share_batchnorm
 from rolekd_ray.training.candidates import candidates
 from rolekd_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from rolekd_ray.training.conditions import describe_images
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.evaluation import Evaluation, check_finite, evaluate
@@ -153,7 +154,8 @@ class TrainingWorker:
     def _description(self) -> dict[str, Any]:
         roles = trained_roles(self.settings.distill.losses, self.task.roles)
         models = {role: self.settings.network(role).model for role in roles}
-        return describe_networks(models, self.data.image_set, self.data.statistics, self.settings.data)
+        seen = describe_images(self.data, self.settings.data)
+        return describe_networks(models, self.data.image_set, self.data.statistics, self.settings.data, seen)
 
     @cached_property
     def trainer(self) -> Trainer:

@@ -245,7 +245,7 @@ def new_trainer(
     return Trainer(
         settings=settings,
         images=data.image_set.images.to(device),
-        labels=data.image_set.labels.to(device),
+        labels=data.labels.to(device),
         num_classes=data.image_set.num_classes,
         indices=data.train,
         views=Views(settings.base_augmentation, space, mean, std, seed=settings.seed),

@@ -19,6 +19,7 @@ from rolekd_ray.storage import Place, children
 from rolekd_ray.training.batchnorm import share_batchnorm
 from rolekd_ray.training.candidates import candidates
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
+from rolekd_ray.training.conditions import describe_images
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.evaluation import Evaluation, check_finite, evaluate
@@ -146,7 +147,9 @@ def _best(
 def _save(training: FinalTraining, state: Mapping[str, Tensor], data: TrainingData, about: dict[str, Any]) -> None:
     """Save the finished network; then what was needed to go on is not needed any more."""
     models = {training.role: training.settings.network(training.role).model}
-    description = describe_networks(models, data.image_set, data.statistics, training.settings.data)
+    settings = training.settings.data
+    seen = describe_images(data, settings)
+    description = describe_networks(models, data.image_set, data.statistics, settings, seen)
     teacher = str(training.teacher.absolute()) if training.teacher is not None else None
     tree = {"networks": {str(training.role): dict(state)}}
     save_checkpoint(training.folder, tree, description | about | {"teacher": teacher})
