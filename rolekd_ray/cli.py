@@ -35,7 +35,8 @@ EXAMPLE = """Search the augmentation with which a teacher network teaches a stud
       --schedule runs/a1/best/schedule.yaml --teacher runs/a1/best/teacher
   rolekd evaluate net
 
-CONFIG is a YAML file, or the name of one that comes along: quickstart, cifar10_reduced, cifar10_pba, cifar100_rolekd.
+CONFIG is a YAML file, or the name of one that comes along: quickstart, cifar10_reduced, cifar10_pba, cifar100_rolekd,
+cifar100_rk2020.
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=EXAMPLE, rich_markup_mode=None)
