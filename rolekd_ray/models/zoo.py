@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from rolekd_ray.errors import ConfigError, unknown_name
+from rolekd_ray.models.residual import JOIN, ResidualSum
 from rolekd_ray.models.resnet import SmallImageResNet
 from rolekd_ray.models.wide_resnet import WideResNet
 
@@ -40,7 +41,8 @@ def build_network(name: str, *, num_classes: int, channels: int, seed: int | Non
     convolution.
 
     Args:
-        name: one of `network_names()`, or `wrn_{depth}_{widen}` with depth 6n + 4.
+        name: one of `network_names()`, or `wrn_{depth}_{widen}` with depth 6n + 4; or two such joined by `+`, whose
+            logits add (`ResidualSum`).
         num_classes: K.
         channels: of the images, 1 or 3.
         seed: of the initial weights; the global generators keep their state. None draws from the global generator.
@@ -90,6 +92,8 @@ def _find(name: str, num_classes: int, channels: int) -> Callable[..., nn.Module
 
 def _maker(name: str) -> Callable[..., nn.Module] | str:
     """Return what builds a network, or the problem."""
+    if JOIN in name:
+        return _sum_maker(*name.rsplit(JOIN, 1))
     if name in RESNETS:
         return RESNETS[name]
     if wide := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
@@ -100,6 +104,14 @@ def _maker(name: str) -> Callable[..., nn.Module] | str:
     if name in _torchvision_names():
         return partial(_torchvision_network, name)
     return unknown_name("network", "network", name, network_names())
+
+
+def _sum_maker(student: str, assistant: str) -> Callable[..., nn.Module] | str:
+    """Return what builds a student and the assistant that corrects it, or the problem."""
+    first, second = _maker(student), _maker(assistant)
+    if isinstance(first, str) or isinstance(second, str):
+        return first if isinstance(first, str) else str(second)
+    return lambda **sizes: ResidualSum(first(**sizes), second(**sizes))
 
 
 def _torchvision_names() -> list[str]:
