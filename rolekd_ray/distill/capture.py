@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -14,10 +15,11 @@ _PART = re.compile(r"^(?P<layer>.+)\[(?P<part>[^\[\]]+)\]$")
 
 
 class Capture:
-    """Keeps what named layers put out, while it is entered; from the last forward pass.
+    """Keeps what named layers put out in the forward passes made while it is entered; may be entered again and again.
 
     A layer is named as `network.named_modules()` does; `<name>.input` is what the module takes (its first argument).
-    Where a layer puts out a tuple or a dict, `<name>[0]` or `<name>[key]` says which part.
+    Where a layer puts out a tuple or a dict, `<name>[0]` or `<name>[key]` says which part. Of a module that is called
+    several times, the last call counts.
 
     Args:
         network: any module.
@@ -29,42 +31,34 @@ class Capture:
 
     def __init__(self, network: nn.Module, layers: Iterable[str]):
         self.layers = list(dict.fromkeys(layers))
-        self._network = network
         self._found: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
-        problems = [problem for layer in self.layers if (problem := _problem(network, layer))]
+        modules = dict(network.named_modules())
+        problems = [problem for layer in self.layers if (problem := _problem(modules, layer))]
         if problems:
             raise ConfigError(*problems)
+        self._places = {layer: _resolve(modules, layer) for layer in self.layers}
 
     @property
-    def features(self) -> Mapping[str, Tensor]:
-        """Layer names to tensors of the last forward pass.
+    def features(self) -> dict[str, Tensor]:
+        """Layer names to tensors.
 
         Raises:
-            ConfigError: a layer was not called in it.
+            ConfigError: a layer was not called.
         """
-        missing = [
-            f"layer {layer!r}: was not called in a forward pass" for layer in self.layers if layer not in self._found
-        ]
+        missing = [layer for layer in self.layers if layer not in self._found]
         if missing:
-            raise ConfigError(*missing)
+            raise ConfigError(*(f"layers: {layer!r} was called in no forward pass; expected another" for layer in missing))
         return dict(self._found)
 
     def __enter__(self) -> "Capture":
-        for layer in self.layers:
-            module, is_input, part = _resolve(self._network, layer)
+        self._found.clear()
+        for layer, (module, is_input, part) in self._places.items():
+            keep = partial(self._keep, layer, part)
             if is_input:
-                hook = module.register_forward_pre_hook(
-                    lambda module, args, kwargs, layer=layer, part=part: self._keep(
-                        layer, args[0] if args else next(iter(kwargs.values())), part
-                    ),
-                    with_kwargs=True,
-                )
+                self._hooks.append(module.register_forward_pre_hook(lambda module, args, keep=keep: keep(args[0])))
             else:
-                hook = module.register_forward_hook(
-                    lambda module, args, out, layer=layer, part=part: self._keep(layer, out, part)
-                )
-            self._hooks.append(hook)
+                self._hooks.append(module.register_forward_hook(lambda module, args, out, keep=keep: keep(out)))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -72,7 +66,11 @@ class Capture:
             hook.remove()
         self._hooks.clear()
 
-    def _keep(self, layer: str, value: Any, part: str | None) -> None:
+    def clear(self) -> None:
+        """Forget the tensors, and with them the graph they hang on."""
+        self._found.clear()
+
+    def _keep(self, layer: str, part: str | None, value: Any) -> None:
         self._found[layer] = _tensor(layer, value, part)
 
 
@@ -92,9 +90,8 @@ def _tensor(layer: str, value: Any, part: str | None) -> Tensor:
     return parts[part]
 
 
-def _resolve(network: nn.Module, layer: str) -> tuple[nn.Module, bool, str | None]:
+def _resolve(modules: Mapping[str, nn.Module], layer: str) -> tuple[nn.Module, bool, str | None]:
     """Return (module, whether its input is meant, part)."""
-    modules = dict(network.named_modules())
     part = None
     if layer not in modules and (match := _PART.match(layer)):
         layer, part = match["layer"], match["part"]
@@ -102,10 +99,9 @@ def _resolve(network: nn.Module, layer: str) -> tuple[nn.Module, bool, str | Non
     return modules[layer.removesuffix(INPUT) if is_input else layer], is_input, part
 
 
-def _problem(network: nn.Module, layer: str) -> str | None:
+def _problem(modules: Mapping[str, nn.Module], layer: str) -> str | None:
     try:
-        _resolve(network, layer)
+        _resolve(modules, layer)
     except KeyError:
-        names = [name for name, _ in network.named_modules() if name]
-        return unknown_name("layers", "layer", layer, names)
+        return unknown_name("layers", "layer", layer, [name for name in modules if name])
     return None

@@ -7,16 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rolekd_ray.distill.layers import LOGITS, LayerPairs
 from rolekd_ray.distill.outputs import Outputs
 from rolekd_ray.distill.registry import Method, known_methods
 from rolekd_ray.distill.regressor import Regressor
 from rolekd_ray.errors import ConfigError, unknown_name
-
-LOGITS = "logits"
-"""Stands for the network's own output among layer names."""
-
-LayerPairs = tuple[Sequence[str], Sequence[str]]
-"""Names of the student's layers, and of the teacher's, pairwise."""
 
 
 class Losses(nn.Module):
