@@ -1,6 +1,6 @@
 """What is checked before anything is written or started, so that a run does not fail after an hour."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -55,12 +55,51 @@ def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = F
     )
     if problems:
         raise ConfigError(*problems)
-    if settings.teacher.checkpoint is not None:
-        try:
-            check_teacher(settings.teacher.checkpoint, settings.data, data, model=settings.teacher.model)
-        except CheckpointError as error:
-            raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
+    given = settings.teacher.checkpoints
+    try:
+        check_teachers(given, settings.data, data, model=settings.teacher.model if len(given) == 1 else None)
+    except CheckpointError as error:
+        raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
     return data
+
+
+def check_teachers(
+    folders: Sequence[Place], settings: DataSettings, data: TrainingData, *, model: str | None = None
+) -> None:
+    """Check each of an ensemble's checkpoints as `check_teacher` does.
+
+    Raises:
+        CheckpointError: with the problems of all of them.
+    """
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            check_teacher(folder, settings, data, model=model)
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(*problems)
+
+
+def check_networks(names: Sequence[str], data: TrainingData) -> None:
+    """Check that networks of these names exist and take the images.
+
+    Raises:
+        ConfigError: with the problems of all of them.
+    """
+    problems: list[str] = []
+    for name in names:
+        try:
+            check_network(
+                name,
+                num_classes=data.image_set.num_classes,
+                channels=data.image_set.channels,
+                image_size=data.image_set.image_size,
+            )
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
 
 
 def check_search(settings: Settings) -> None:

@@ -82,6 +82,22 @@ def test_a_given_teacher_must_be_the_network_that_is_named(tmp_path):
         check_inputs(settings(*given, "teacher.model=resnet14"))
 
 
+def test_several_given_teachers_may_be_other_networks_and_each_is_checked(tmp_path):
+    small = ["data.train=60", "data.validation=20", "final.train=60", "search.epochs=1"]
+    for name, model in (("a", "resnet8"), ("b", "wrn_10_1")):
+        train_final(FinalTraining(settings(*small, f"teacher.model={model}"), Role.TEACHER, tmp_path / name))
+    given = f"teacher.checkpoint=[{tmp_path / 'a'}, {tmp_path / 'b'}]"
+    check_inputs(settings(*small, given, "teacher.model=resnet20"))
+    with pytest.raises(CheckpointError) as error:
+        check_inputs(settings(*small, given.replace("]", f", {tmp_path / 'gone'}]"), "data.split_seed=5"))
+    found = error.value.problems
+    assert [problem.split(": ")[:2] for problem in found] == [
+        ["teacher.checkpoint", str(tmp_path / name)] for name in ("a", "b", "gone")
+    ]
+    assert "data.split_seed: got 0; expected 5" in found[0] and "no such checkpoint" in found[2]
+    assert cost(settings(*small, given)).startswith("1 search of ")
+
+
 def test_the_cost_in_words():
     size = ("search.population_size=8", "search.epochs=10", "search.perturbation_interval_epochs=3")
     assert cost(settings(*size)) == "2 searches of 8 members x 10 epochs (32 intervals each), slots: auto of 1 CPUs"
