@@ -1,11 +1,13 @@
 """`rolekd train student` with other teachers than one checkpoint: ensembles, assistants, generations, a residual."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from cli_helpers import TINY, assert_refused, options, rolekd, tree, write_images, write_network, write_schedule
 
+from rolekd_ray.search.evaluation import evaluate_checkpoint
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description
 
 torch.set_num_threads(1)
@@ -121,3 +123,17 @@ def test_nothing_of_it_is_for_teachers():
     words = "train teacher -o out --teacher a --assistant resnet8 --generations 2 --residual resnet8"
     named = ("--teacher, --assistant, --generations, --residual", "learns from labels alone")
     assert_refused(lambda: rolekd(words), *named)
+
+
+def test_a_whole_run_with_an_ensemble_as_the_given_teacher():
+    settings = options(TINY | {"teacher.checkpoint": "[a, b]", "teacher.combine": "logits"})
+    result = rolekd("run", "--local", "--name", "r", *settings)
+    assert result.code == 0, result.err
+    rows = json.loads(Path("runs/r/results.json").read_text())
+    assert rows[0]["network"] == "teacher" and rows[0]["checkpoint"] == "../../a, ../../b"
+    expected = evaluate_checkpoint((Path("a"), Path("b")), combine="logits")
+    assert {key: rows[0][key] for key in expected} == expected
+    assert "test_teacher_agreement" in rows[-1]
+    about = read_description(Path("runs/r/best/student"))
+    assert about["teacher"] == [str(Path(name).absolute()) for name in "ab"] and about["combine"] == "logits"
+    assert not Path("runs/r/best/teacher").exists() and not Path("runs/r/teacher").exists()

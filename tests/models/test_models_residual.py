@@ -81,6 +81,7 @@ def test_training_mode_reaches_the_assistant_alone_once_the_student_is_frozen():
     network = built().train()
     assert all(module.training for module in network.modules())
     network.freeze_student()
+    assert not any(module.training for module in network.student.modules())
     for _ in range(2):
         assert network.train() is network
         assert all(module.training for module in network.assistant.modules())
