@@ -233,8 +233,9 @@ def train(
     if loaded is not None and role not in loaded.roles:
         raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
 
-    from rolekd_ray.search.preflight import check_inputs, check_networks, check_teachers
+    from rolekd_ray.search.preflight import check_inputs, check_links, check_teachers
     from rolekd_ray.training.chain import chain_of, check_chain, train_chain
+    from rolekd_ray.training.conditions import condition_lines, describe_run_images
     from rolekd_ray.training.final import FinalTraining
 
     folder, teachers = place(output), tuple(map(place, teacher))
@@ -243,10 +244,13 @@ def train(
     if role == Role.STUDENT:
         trainings = chain_of(wanted, assistants=assistant, generations=generations, residual=residual)
     data = check_inputs(settings, local=True)
-    check_networks([*assistant, *([residual] if residual else [])], data)
     check_teachers(teachers, settings.data, data)
+    if role == Role.STUDENT:
+        check_links(trainings, data)
     check_storage(folder)
     check_chain(trainings)
+    for line in condition_lines(describe_run_images(data, settings)["final"]):
+        _say(progress, line)
     try:
         with progress.status("") as status:
             metrics = train_chain(
@@ -292,10 +296,20 @@ def evaluate(
 
 @app.command()
 def check(
-    file: Annotated[str, typer.Argument(help="YAML file, or name of one that comes along.")],
+    file: Annotated[str | None, typer.Argument(help="YAML file, or name of one that comes along.")] = None,
     overrides: Overrides = [],  # noqa: B006
+    layers: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Instead: the layers of a network that losses can name.")
+    ] = None,
 ) -> None:
     """Parse a configuration, print what it means; touches nothing."""
+    if layers is not None:
+        if file is not None or overrides:
+            raise ConfigError("--layers: got a configuration or --set beside it; expected the network's name alone")
+        _show_layers(layers)
+        return
+    if file is None:
+        raise ConfigError("check: got nothing; expected a configuration, or --layers and a network's name")
     from rolekd_ray.config import settings_text
 
     settings = _settings(file, overrides, None)
@@ -351,13 +365,17 @@ def _start(
     from rolekd_ray.search.pipeline import hardware
     from rolekd_ray.search.preflight import check_inputs, check_search
     from rolekd_ray.search.run_directory import create_run
+    from rolekd_ray.training.conditions import condition_lines, describe_run_images
 
     where = place(storage)
     check_storage(where)
-    check_inputs(settings, local=local, evaluated=verb == "run")
+    data = check_inputs(settings, local=local, evaluated=verb == "run")
     check_search(settings)
+    images = describe_run_images(data, settings)
+    for line in condition_lines(images["search"]):
+        _say(progress, line)
     with hardware(settings, local=local, storage=where):
-        _execute(create_run(where, name, settings, verb=verb), verb, local)
+        _execute(create_run(where, name, settings, verb=verb, images=images), verb, local)
 
 
 def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | None = None) -> None:
@@ -388,6 +406,22 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
         _say(progress, f"note: {line}")
     if outcome.dropped:
         raise RolekdError("\n".join(outcome.dropped))
+
+
+def _show_layers(model: str) -> None:
+    from rolekd_ray.models import build_network, default_layers, layer_table
+    from rolekd_ray.reporting.tables import layers_table
+
+    network = build_network(model, num_classes=10, channels=3, seed=0)
+    try:
+        size = 32
+        rows = layer_table(network, 3, (size, size))
+    except ConfigError:  # made for larger images
+        size = 224
+        rows = layer_table(network, 3, (size, size))
+    out.print(layers_table(f"{model}: 10 classes, 3x{size}x{size}", rows))
+    if defaults := default_layers(network):
+        _say(out, f"stages: {', '.join(defaults.stages)}; embedding: {defaults.embedding}")
 
 
 def _stopped(go_on: str) -> NoReturn:

@@ -3,16 +3,19 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from rolekd_ray.config import DataSettings, Settings
 from rolekd_ray.data.sources import SOURCES
-from rolekd_ray.distill.losses import check_losses
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError
 from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
+from rolekd_ray.search.distillation_check import check_layers, distillation_problems
 from rolekd_ray.storage import Place
 from rolekd_ray.training.data import TrainingData, open_training_data
-from rolekd_ray.training.networks import load_network
+from rolekd_ray.training.final import FinalTraining
+from rolekd_ray.training.losses import teacher_role_counts
+from rolekd_ray.training.networks import load_network, load_teacher
 from rolekd_ray.training.precision import compute_dtype
 
 
@@ -22,7 +25,7 @@ def check_names(settings: Settings) -> None:
     Raises:
         ConfigError: with every unknown name and the nearest known one.
     """
-    problems = list(check_losses(settings.distill.losses, "distill.losses"))
+    problems = distillation_problems(settings)
     problems += _network_problems(settings, lambda name: build_network(name, num_classes=10, channels=3, seed=0))
     if problems:
         raise ConfigError(*problems)
@@ -55,11 +58,14 @@ def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = F
     )
     if problems:
         raise ConfigError(*problems)
-    given = settings.teacher.checkpoints
+    given, teacher = settings.teacher.checkpoints, None
     try:
         check_teachers(given, settings.data, data, model=settings.teacher.model if len(given) == 1 else None)
+        if len(given) > 1:
+            teacher = load_teacher(given, num_classes=sizes["num_classes"], channels=sizes["channels"])
     except CheckpointError as error:
         raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
+    check_layers(settings, data, teacher)
     return data
 
 
@@ -81,23 +87,33 @@ def check_teachers(
         raise CheckpointError(*problems)
 
 
-def check_networks(names: Sequence[str], data: TrainingData) -> None:
-    """Check that networks of these names exist and take the images.
+def check_links(trainings: Sequence[FinalTraining], data: TrainingData) -> None:
+    """Check the networks of trainings that build on one another, and that their losses find their layers in them.
 
     Raises:
         ConfigError: with the problems of all of them.
     """
+    image_set = data.image_set
+    num_classes, channels = image_set.num_classes, image_set.channels
+    models = {training.folder: training.settings.student.model for training in trainings}
     problems: list[str] = []
-    for name in names:
+    for training in trainings:
+        taught_by = training.teacher
         try:
             check_network(
-                name,
-                num_classes=data.image_set.num_classes,
-                channels=data.image_set.channels,
-                image_size=data.image_set.image_size,
+                training.settings.student.model,
+                num_classes=num_classes,
+                channels=channels,
+                image_size=image_set.image_size,
             )
+            teacher: nn.Module | None = None
+            if isinstance(taught_by, Place) and taught_by in models:  # not there yet
+                teacher = build_network(models[taught_by], num_classes=num_classes, channels=channels, seed=0)
+            elif taught_by is not None:
+                teacher = load_teacher(taught_by, num_classes=num_classes, channels=channels)
+            check_layers(training.settings, data, teacher, alone=teacher is None)
         except ConfigError as error:
-            problems += error.problems
+            problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise ConfigError(*problems)
 
@@ -178,7 +194,8 @@ def _network_problems(settings: Settings, check: Callable[[str], object]) -> lis
 def cost(settings: Settings) -> str:
     """Return how much work a run's searches are, in words."""
     search = settings.search
-    searches = 2 if search.protocol == "sequential" and settings.teacher.checkpoint is None else 1
+    two = search.protocol == "sequential" and settings.teacher.checkpoint is None
+    searches = 2 if two and teacher_role_counts(settings.distill) else 1
     intervals = -(-search.epochs // search.perturbation_interval_epochs)
     slots = settings.slots
     each = slots.resources_per_worker

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rolekd_ray.errors import CheckpointError, StorageError
 from rolekd_ray.policy.jobs import Job
@@ -14,11 +14,14 @@ from rolekd_ray.roles import Role
 from rolekd_ray.slots.interface import Task
 from rolekd_ray.storage import Place
 from rolekd_ray.training.batchnorm import share_batchnorm
+from rolekd_ray.training.candidates import candidates
 from rolekd_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from rolekd_ray.training.conditions import describe_images
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
-from rolekd_ray.training.evaluation import check_finite, evaluate
+from rolekd_ray.training.evaluation import Evaluation, check_finite, evaluate
 from rolekd_ray.training.learner import Learner, new_learner
+from rolekd_ray.training.losses import trained_roles
 from rolekd_ray.training.networks import describe_networks, load_teacher
 from rolekd_ray.training.sharding import Sharding
 
@@ -102,13 +105,14 @@ class TrainingWorker:
         image_set = self.data.image_set
         learner = new_learner(
             self.settings,
-            self.task.roles,
+            trained_roles(self.settings.distill.losses, self.task.roles),
             num_classes=image_set.num_classes,
             channels=image_set.channels,
             device=self.device,
             key=job.member,
         )
-        for network in learner.networks.values():
+        self.trainer.equip(learner, job.member)
+        for network in learner.networks.values():  # after what losses copy of them, which sees whole batches
             share_batchnorm(network, self.settings.training.batchnorm, self.sharding)
         if job.source is not None:
             held, self._held = self._held, None  # training changes these tensors in place: good for one use
@@ -125,14 +129,16 @@ class TrainingWorker:
         return fixed.policies_at(role, epoch) if fixed is not None else [(1.0, Policy())]
 
     def _validate(self, learner: Learner) -> dict[str, float]:
-        images, labels = self._validation
         metrics: dict[str, float] = {}
-        for role, network in learner.networks.items():
-            found = evaluate(
-                network, images, labels, self.trainer.views, dtype=self.trainer.dtype, sharding=self.sharding
-            )
+        for role in learner.networks:
+            of_role = candidates(learner, self.settings, role)
+            found = max((self._evaluate(one.network) for one in of_role), key=lambda one: one.accuracy)
             metrics |= {f"{role}/validation_accuracy": found.accuracy, f"{role}/validation_loss": found.loss}
         return metrics | {"score": metrics[f"{self.task.roles[-1]}/validation_accuracy"]}
+
+    def _evaluate(self, network: nn.Module) -> Evaluation:
+        images, labels = self._validation
+        return evaluate(network, images, labels, self.trainer.views, dtype=self.trainer.dtype, sharding=self.sharding)
 
     @cached_property
     def data(self) -> TrainingData:
@@ -146,8 +152,10 @@ class TrainingWorker:
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        models = {role: self.settings.network(role).model for role in self.task.roles}
-        return describe_networks(models, self.data.image_set, self.data.statistics, self.settings.data)
+        roles = trained_roles(self.settings.distill.losses, self.task.roles)
+        models = {role: self.settings.network(role).model for role in roles}
+        seen = describe_images(self.data, self.settings.data)
+        return describe_networks(models, self.data.image_set, self.data.statistics, self.settings.data, seen)
 
     @cached_property
     def trainer(self) -> Trainer:
