@@ -42,6 +42,18 @@ def test_equal_seeds_give_equal_weights_and_equal_parts_differ():
     assert not torch.equal(one.student.conv1.weight, one.assistant.conv1.weight)
 
 
+def test_each_part_has_its_own_bits():
+    def quantised(network: nn.Module) -> int:
+        return sum("quantised" in type(module).__module__ for module in network.modules())
+
+    first, second, none = (built(name) for name in ("resnet8_w2a4+resnet8", "resnet8+resnet8_w2a4", "resnet8+resnet8"))
+    assert [quantised(part) > 0 for part in (first.student, first.assistant)] == [True, False]
+    assert [quantised(part) > 0 for part in (second.student, second.assistant)] == [False, True]
+    assert quantised(none) == 0
+    with pytest.raises(ConfigError, match="w3"):
+        build_network("resnet8_w3a4+resnet8", num_classes=10, channels=1)
+
+
 @pytest.mark.parametrize(
     "name", ["resnet20+resnet9", "resnet21+resnet8", "resnet8+", "+resnet8", "+", "resnet8++resnet8"]
 )

@@ -247,6 +247,14 @@ def test_a_residual_training_that_was_killed_goes_on_with_the_student_frozen(cor
     assert same_tree(weights(training.folder), weights(corrected))
 
 
+def test_an_assistant_learns_under_gradients_clipped_to_the_task(teacher, tmp_path):
+    """Clipping asks for gradients of parameters, and a frozen student's have none."""
+    training = wanted(tmp_path / "sum", teacher, "distill.clip_to_task=true")
+    train_chain(chain_of(training, residual="wrn_10_1"))
+    found, student = weights(training.folder), weights(tmp_path / "sum.chain" / "1-resnet8")
+    assert all(torch.equal(found[f"student.{name}"], value) for name, value in student.items())
+
+
 def test_another_student_makes_another_plan(corrected, teacher, tmp_path):
     *_, training = chain_of(wanted(corrected, teacher), residual="wrn_10_1")
     assert training.finished(training.plan())
