@@ -1,11 +1,12 @@
 """What is checked of the distillation's settings before anything is written or started."""
 
+from torch import nn
+
 from rolekd_ray.config import Settings
 from rolekd_ray.distill.losses import check_losses, check_options
 from rolekd_ray.distill.registry import known_methods
 from rolekd_ray.errors import unknown_name
 from rolekd_ray.models.zoo import build_network
-from rolekd_ray.roles import Role
 from rolekd_ray.training.data import TrainingData
 from rolekd_ray.training.losses import new_losses
 
@@ -36,20 +37,27 @@ def distillation_problems(settings: Settings) -> list[str]:
     return problems
 
 
-def check_layers(settings: Settings, data: TrainingData) -> None:
+def check_layers(
+    settings: Settings, data: TrainingData, teacher: nn.Module | None = None, *, alone: bool = False
+) -> None:
     """Check layers and shapes by building the losses once, for only the networks know them.
+
+    Args:
+        settings: of the run.
+        data: its images.
+        teacher: the network that teaches; None: a fresh one of the settings' model.
+        alone: there is none.
 
     Raises:
         ConfigError: with every problem.
     """
     image_set = data.image_set
     sizes = {"num_classes": image_set.num_classes, "channels": image_set.channels}
-    student, teacher = (
-        build_network(settings.network(role).model, **sizes, seed=0) for role in (Role.STUDENT, Role.TEACHER)
-    )
+    if teacher is None and not alone:
+        teacher = build_network(settings.teacher.model, **sizes, seed=0)
     new_losses(
         settings.distill,
-        student,
+        build_network(settings.student.model, **sizes, seed=0),
         teacher,
         labels=image_set.labels,
         trained_on=data.train,

@@ -29,7 +29,7 @@ from rolekd_ray.search.log import has_log, read_population
 from rolekd_ray.search.population_search import best_state, search_population
 from rolekd_ray.search.preflight import check_device, check_inputs, check_search
 from rolekd_ray.search.run_directory import RUN_LOCK, RunDirectory, create_run, open_run
-from rolekd_ray.storage import Place, check_storage, place, relative
+from rolekd_ray.storage import Place, check_storage, place, places, relative
 from rolekd_ray.training.checkpoint import has_checkpoint
 from rolekd_ray.training.conditions import condition_lines, describe_run_images
 from rolekd_ray.training.final import FinalTraining, train_final
@@ -229,11 +229,13 @@ class Pipeline:
     def finish(self, schedule: Schedule) -> list[dict[str, Any]]:
         """Train teacher and students to the end, evaluate them on validation and test, write `results.json`."""
         best, settings = self.run.schedule.parent.absolute(), self.settings
-        teacher: Place | None = settings.teacher.checkpoint or best / "teacher"
+        teacher = settings.teacher.checkpoint
         if not needs_frozen_teacher(settings.distill.losses):
             teacher = None
-        elif teacher is not None and not has_checkpoint(teacher):
-            self.train([("teacher", FinalTraining(settings, Role.TEACHER, teacher, schedule.only(Role.TEACHER)))])
+        elif teacher is None:
+            teacher = best / "teacher"
+            if not has_checkpoint(teacher):
+                self.train([("teacher", FinalTraining(settings, Role.TEACHER, teacher, schedule.only(Role.TEACHER)))])
         student = Role.STUDENT
         arms = {
             "student alone": FinalTraining(from_labels(settings), student, best / "student_alone"),
@@ -245,8 +247,8 @@ class Pipeline:
         self.train(list(arms.items()))
         folders = {"teacher": teacher} | {name: arm.folder for name, arm in arms.items()}
         rows = [
-            {"network": name, "checkpoint": relative(folder, self.run.path)}
-            | evaluate_checkpoint(folder, settings.data)
+            {"network": name, "checkpoint": ", ".join(relative(each, self.run.path) for each in places(folder))}
+            | evaluate_checkpoint(folder, settings.data, combine=settings.teacher.combine)
             for name, folder in folders.items()
             if folder is not None
         ]

@@ -215,7 +215,7 @@ class Trainer:
         # role-kd's weight enters the sum that is logged, not the gradient: any weight is as good as 1
         inert = self.settings.distill.compat == "rk2020"
         clipped_backward(
-            list(network.parameters()),
+            [parameter for parameter in network.parameters() if parameter.requires_grad],
             weighted_sum(weights, task),
             weighted_sum(dict.fromkeys(rest, 1.0) if inert else weights, rest) if rest else None,
             epoch,
