@@ -24,7 +24,8 @@ class Losses(nn.Module):
         names: methods.
         options: of methods, beside their defaults.
         layers: of methods that take features, as `Capture` names them, or `logits`.
-        standardise: whether methods that soften both networks' logits are given standardised ones.
+        standardise: whether methods that soften both networks' logits, that is take both and a temperature, are given
+            standardised ones. Not `cross_entropy`, whose logits face labels, nor `one`, whose branches share a trunk.
         built_with: values for constructors, by names of `registry.BUILT_WITH`; shapes by layer name instead:
             `shapes_student` and `shapes_teacher` map layers to shapes.
 
@@ -117,7 +118,9 @@ class Losses(nn.Module):
         if not name.startswith("features_"):
             value = getattr(outputs, name)
             softened = {"logits_student", "logits_teacher", "temperature"} <= set(method.takes)
-            return standardised(value) if self.standardise and softened and name.startswith("logits_") else value
+            if self.standardise and softened and name.startswith("logits_") and value is not None:
+                return standardised(_float(value))  # widened first: bfloat16 would round the differences
+            return value
         side = name.removeprefix("features_")
         layers = self.layers[method.name][1 if side == "teacher" else 0]
         found = getattr(outputs, name)
