@@ -163,7 +163,9 @@ def check_options(options: Mapping[str, Mapping[str, Any]], losses: Mapping[str,
             continue
         defaults = known[name].options | ({"temperature": 1.0} if "temperature" in known[name].takes else {})
         for key, value in values.items():
-            if key not in defaults:
+            if not defaults:
+                problems.append(f"{where}.{name}: got {key!r}; expected nothing, for it has no options")
+            elif key not in defaults:
                 problems.append(unknown_name(f"{where}.{name}", "option", key, defaults))
             elif not _same_kind(value, defaults[key]):
                 expected = f"{_kind(defaults[key])}, as its default {defaults[key]!r}"
