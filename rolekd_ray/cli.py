@@ -381,7 +381,7 @@ def _start(
 
 def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | None = None) -> None:
     from rolekd_ray.reporting.tables import results_table, schedule_table
-    from rolekd_ray.search.pipeline import Pipeline
+    from rolekd_ray.search.pipeline import Pipeline, notes_on
 
     _say(progress, f"run directory: {directory.path}")
     go_on = f"rolekd resume {shlex.quote(str(directory.path))}" + " --local" * local
@@ -403,7 +403,7 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
     places["curves"] = f"tensorboard --logdir {directory.path}"
     for what, where in places.items():
         _say(out, f"{what + ':':<15}{where}")
-    for line in outcome.replaced:
+    for line in [*outcome.replaced, *notes_on(outcome.rows)]:
         _say(progress, f"note: {line}")
     if outcome.dropped:
         raise RolekdError("\n".join(outcome.dropped))
