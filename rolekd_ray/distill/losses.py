@@ -1,85 +1,132 @@
-"""Losses: plain functions of what both networks put out for one batch.
-
-Each is a mean over the batch, so the mean over equal shards is the whole batch's loss.
-"""
+"""The losses of a run: weighted methods, the layers they look at, and the state that some of them keep."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from rolekd_ray.distill.layers import LOGITS, LayerPairs
+from rolekd_ray.distill.outputs import Outputs
+from rolekd_ray.distill.registry import Method, known_methods
+from rolekd_ray.distill.regressor import Regressor
 from rolekd_ray.errors import ConfigError, unknown_name
 
 
-@dataclass(frozen=True, eq=False)
-class Outputs:
-    """What a loss may look at.
+class Losses(nn.Module):
+    """Methods by name with what they need to be called; a module, so that their state is trained and saved.
 
-    Attributes:
-        logits_student: (N, K), any float dtype.
-        logits_teacher: (N, K), any float dtype; None where no teacher runs. A loss does not cut its gradient: run a
-            frozen teacher without one.
-        labels: (N,) int64.
-        temperature: softens both networks' logits, above 0.
-    """
-
-    logits_student: Tensor
-    logits_teacher: Tensor | None
-    labels: Tensor
-    temperature: float = 4.0
-
-
-def cross_entropy(outputs: Outputs) -> Tensor:
-    """Return the mean cross-entropy of the student's logits with the labels: a scalar in nats, at least float32."""
-    return F.cross_entropy(_wide(outputs.logits_student), outputs.labels)
-
-
-def hinton(outputs: Outputs) -> Tensor:
-    """Return T² · mean_N KL(softmax(teacher / T) ‖ softmax(student / T)): a scalar in nats.
-
-    Computed in float32 (float64 for float64 logits) whatever comes in: in bfloat16 softmax loses the small classes
-    that distillation is about.
-
-    Raises:
-        ConfigError: there is no teacher, or the temperature is not above 0.
-
-    Source: Hinton et al., arXiv 1503.02531, section 2; T² keeps the gradient's size when T changes. The role-kd code
-    (`Soft_logits`) leaves T² out and uses T = 3: weight w here is weight 9 w there.
-    """
-    if outputs.logits_teacher is None:
-        raise ConfigError("losses.hinton: no teacher's logits, got none; expected a teacher network")
-    if not outputs.temperature > 0:
-        raise ConfigError(f"temperature: got {outputs.temperature}; expected above 0")
-    log_student = F.log_softmax(_wide(outputs.logits_student) / outputs.temperature, dim=1)
-    log_teacher = F.log_softmax(_wide(outputs.logits_teacher) / outputs.temperature, dim=1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    return outputs.temperature**2 * divergence
-
-
-LOSSES: dict[str, Callable[[Outputs], Tensor]] = {"cross_entropy": cross_entropy, "hinton": hinton}
-
-
-def weighted_loss(weights: Mapping[str, float], outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the weighted sum of losses, and each loss itself (unweighted, detached).
-
-    A loss of weight 0 is not computed and is not among the parts.
+    Its parameters see the whole batch on every worker, so their gradients are whole there and must not be summed.
 
     Args:
-        weights: names of `LOSSES` to weights, as `check_losses` accepts.
-        outputs: of one batch.
+        names: methods.
+        options: of methods, beside their defaults.
+        layers: of methods that take features, as `Capture` names them, or `logits`.
+        built_with: values for constructors, by names of `registry.BUILT_WITH`; shapes by layer name instead:
+            `shapes_student` and `shapes_teacher` map layers to shapes.
+
+    Raises:
+        ConfigError: a method lacks layers, or their shapes do not fit together.
     """
-    losses = {name: LOSSES[name](outputs) for name, weight in weights.items() if weight != 0}
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        layers: Mapping[str, LayerPairs] | None = None,
+        built_with: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        known = known_methods()
+        self.methods = {name: known[name] for name in names}
+        self.options = {name: dict((options or {}).get(name, {})) for name in names}
+        self.layers = {name: pairs for name, pairs in (layers or {}).items() if name in self.methods}
+        self.state = nn.ModuleDict()
+        self.regressors = nn.ModuleDict()
+        for method in self.methods.values():
+            self._build(method, built_with or {})
+
+    def _build(self, method: Method, built_with: Mapping[str, Any]) -> None:
+        """Make the regressors and the module of a method, where it has any."""
+        student, teacher = self.layers.get(method.name, ((), ()))
+        shapes = {
+            "shapes_student": [tuple(built_with.get("shapes_student", {}).get(layer, ())) for layer in student],
+            "shapes_teacher": [tuple(built_with.get("shapes_teacher", {}).get(layer, ())) for layer in teacher],
+        }
+        if method.match:
+            pairs = zip(shapes["shapes_student"], shapes["shapes_teacher"], strict=True)
+            self.regressors[method.name] = nn.ModuleList(
+                Regressor(own, wanted) if own != wanted else nn.Identity() for own, wanted in pairs
+            )
+            shapes["shapes_student"] = shapes["shapes_teacher"]
+        if method.stateful:
+            values = {**built_with, **shapes, "layers_student": list(student)}
+            own_options = {key: value for key, value in self.options[method.name].items() if key in method.options}
+            self.state[method.name] = method.make(**{key: values[key] for key in method.built_with}, **own_options)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether some method needs a teacher network."""
+        return any(method.needs_teacher for method in self.methods.values())
+
+    def takes(self, name: str) -> bool:
+        """Whether some method is given this."""
+        return any(name in method.takes for method in self.methods.values())
+
+    def layers_of(self, side: int) -> list[str]:
+        """Return all layers to capture: of the student's network (0) or of the teacher's (1)."""
+        names = [layer for pairs in self.layers.values() for layer in pairs[side] if layer != LOGITS]
+        return list(dict.fromkeys(names))
+
+    def forward(self, outputs: Outputs, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Return each method's loss, unweighted; those of weight 0 are not computed.
+
+        Raises:
+            ConfigError: a method needs what the batch lacks, such as a teacher.
+        """
+        return {name: self._loss(self.methods[name], outputs) for name, weight in weights.items() if weight != 0}
+
+    def _loss(self, method: Method, outputs: Outputs) -> Tensor:
+        given = {name: self._given(method, name, outputs) for name in method.takes}
+        missing = [name for name, value in given.items() if value is None]
+        if missing:
+            teacher = "teacher" in missing[0] or missing[0] in ("networks", "view")
+            expected = "a teacher network" if teacher else f"a batch with {', '.join(missing)}"
+            raise ConfigError(f"losses.{method.name}: got no {', '.join(missing)}; expected {expected}")
+        options = self.options[method.name]
+        if not method.stateful:
+            return method.make(**(given | options))
+        return self.state[method.name](**(given | {key: options[key] for key in options if key in method.takes}))
+
+    def _given(self, method: Method, name: str, outputs: Outputs) -> Any:
+        if not name.startswith("features_"):
+            return getattr(outputs, name)
+        side = name.removeprefix("features_")
+        layers = self.layers[method.name][1 if side == "teacher" else 0]
+        found = getattr(outputs, name)
+        if any(layer != LOGITS and layer not in found for layer in layers):
+            return None
+        features = [getattr(outputs, f"logits_{side}") if layer == LOGITS else found[layer] for layer in layers]
+        if any(value is None for value in features):
+            return None
+        if side == "student" and method.match:
+            regressors = list(self.regressors[method.name].children())
+            features = [regressor(_float(value)) for regressor, value in zip(regressors, features, strict=True)]
+        return features
+
+
+def weighted_sum(weights: Mapping[str, float], losses: Mapping[str, Tensor]) -> Tensor:
+    """Return the weighted sum of losses, a scalar."""
     assert losses, f"no loss has a weight: {dict(weights)}"
-    total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-    return total, {name: loss.detach() for name, loss in losses.items()}
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
 def check_losses(weights: Mapping[str, float], where: str) -> list[str]:
     """Return the problems of a section of loss weights: unknown names, weights that are not finite or below 0, none."""
-    problems = [unknown_name(where, "loss", name, LOSSES) for name in weights if name not in LOSSES]
+    known = known_methods()
+    problems = [unknown_name(where, "loss", name, known) for name in weights if name not in known]
     for name, weight in weights.items():
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not math.isfinite(weight) or weight < 0:
@@ -89,5 +136,40 @@ def check_losses(weights: Mapping[str, float], where: str) -> list[str]:
     return problems
 
 
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def check_options(options: Mapping[str, Mapping[str, Any]], losses: Mapping[str, float], where: str) -> list[str]:
+    """Return the problems of a section of options: methods without a weight, unknown names, values of another type."""
+    known, problems = known_methods(), []
+    for name, values in options.items():
+        if name not in losses or name not in known:
+            problems.append(unknown_name(where, "method of distill.losses", name, losses))
+            continue
+        defaults = known[name].options | ({"temperature": 1.0} if "temperature" in known[name].takes else {})
+        for key, value in values.items():
+            if key not in defaults:
+                problems.append(unknown_name(f"{where}.{name}", "option", key, defaults))
+            elif not _same_kind(value, defaults[key]):
+                expected = f"{_kind(defaults[key])}, as its default {defaults[key]!r}"
+                problems.append(f"{where}.{name}.{key}: got {value!r}; expected {expected}")
+    return problems
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, type(default))
+
+
+def _kind(default: Any) -> str:
+    return {bool: "true or false", float: "a number", int: "a whole number", str: "text"}.get(type(default), "another")
+
+
+def _float(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def weighted_loss(weights: Mapping[str, float], outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the weighted sum of methods without state or layers, and each loss itself (unweighted, detached)."""
+    losses = Losses([name for name, weight in weights.items() if weight != 0])(outputs, weights)
+    return weighted_sum(weights, losses), {name: loss.detach() for name, loss in losses.items()}

@@ -1,9 +1,9 @@
 """Wide residual networks (Zagoruyko & Komodakis, arXiv 1605.07146)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rolekd_ray.models.initial import he_initialise
+from rolekd_ray.models.layers import DefaultLayers
 
 
 class PreactivationBlock(nn.Module):
@@ -15,16 +15,18 @@ class PreactivationBlock(nn.Module):
     def __init__(self, width_in: int, width: int, stride: int):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(width_in)
+        self.relu1 = nn.ReLU()
         self.conv1 = nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         changes = stride != 1 or width_in != width
         self.shortcut = nn.Conv2d(width_in, width, 1, stride, bias=False) if changes else None
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, width_in, H, W) to (N, width, H / stride, W / stride)."""
-        active = F.relu(self.bn1(features))
-        inner = F.relu(self.bn2(self.conv1(active)))
+        active = self.relu1(self.bn1(features))
+        inner = self.relu2(self.bn2(self.conv1(active)))
         return self.conv2(inner) + (features if self.shortcut is None else self.shortcut(active))
 
 
@@ -46,14 +48,16 @@ class WideResNet(nn.Module):
         self.stage2 = _stage(widths[1], widths[2], blocks, stride=2)
         self.stage3 = _stage(widths[2], widths[3], blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(widths[3])
+        self.relu = nn.ReLU()
         self.classifier = nn.Linear(widths[3], num_classes)
+        self.layers = DefaultLayers(("stage1", "stage2", "stage3"))
         he_initialise(self)
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, channels, H, W) to logits (N, K)."""
         features = self.stage3(self.stage2(self.stage1(self.conv1(images))))
-        return self.classifier(F.relu(self.bn1(features)).mean((2, 3)))
+        return self.classifier(self.relu(self.bn1(features)).mean((2, 3)))
 
 
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:

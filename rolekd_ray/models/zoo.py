@@ -18,11 +18,12 @@ _NARROW, _WIDE, _ROLE_KD = (16, 16, 32, 64), (32, 64, 128, 256), (64, 64, 128, 2
 # depth = 2 * blocks * stages + 2
 RESNETS: dict[str, Callable[..., nn.Module]] = {
     **{
-        f"resnet{depth}": partial(SmallImageResNet, _NARROW, (depth - 2) // 6) for depth in (8, 14, 20, 32, 44, 56, 110)
+        f"resnet{depth}": partial(SmallImageResNet, _NARROW, ((depth - 2) // 6,) * 3)
+        for depth in (8, 14, 20, 32, 44, 56, 110)
     },
-    **{f"resnet{depth}x4": partial(SmallImageResNet, _WIDE, (depth - 2) // 6) for depth in (8, 32)},
+    **{f"resnet{depth}x4": partial(SmallImageResNet, _WIDE, ((depth - 2) // 6,) * 3) for depth in (8, 32)},
     # The role-kd code's two networks: "ResNet18", and its student "ResNet8", which has ten layers.
-    **{f"cifar_resnet{depth}": partial(SmallImageResNet, _ROLE_KD, (depth - 2) // 8) for depth in (10, 18)},
+    **{f"cifar_resnet{depth}": partial(SmallImageResNet, _ROLE_KD, ((depth - 2) // 8,) * 4) for depth in (10, 18)},
 }
 WIDE_RESNETS = ("wrn_10_2", "wrn_16_1", "wrn_16_2", "wrn_28_2", "wrn_28_10", "wrn_40_1", "wrn_40_2")  # those in tables
 

@@ -1,0 +1,107 @@
+"""Reading features of a network by forward hooks on named modules; the network's code stays as it is."""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from rolekd_ray.errors import ConfigError, unknown_name
+
+INPUT = ".input"
+_PART = re.compile(r"^(?P<layer>.+)\[(?P<part>[^\[\]]+)\]$")
+
+
+class Capture:
+    """Keeps what named layers put out in the forward passes made while it is entered; may be entered again and again.
+
+    A layer is named as `network.named_modules()` does; `<name>.input` is what the module takes (its first argument).
+    Where a layer puts out a tuple or a dict, `<name>[0]` or `<name>[key]` says which part. Of a module that is called
+    several times, the last call counts.
+
+    Args:
+        network: any module.
+        layers: names.
+
+    Raises:
+        ConfigError: unknown layers; names the nearest.
+    """
+
+    def __init__(self, network: nn.Module, layers: Iterable[str]):
+        self.layers = list(dict.fromkeys(layers))
+        self._found: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
+        modules = dict(network.named_modules())
+        problems = [problem for layer in self.layers if (problem := _problem(modules, layer))]
+        if problems:
+            raise ConfigError(*problems)
+        self._places = {layer: _resolve(modules, layer) for layer in self.layers}
+
+    @property
+    def features(self) -> dict[str, Tensor]:
+        """Layer names to tensors.
+
+        Raises:
+            ConfigError: a layer was not called.
+        """
+        missing = [layer for layer in self.layers if layer not in self._found]
+        if missing:
+            raise ConfigError(*(f"layers: {layer!r} was called in no forward pass; expected another" for layer in missing))
+        return dict(self._found)
+
+    def __enter__(self) -> "Capture":
+        self._found.clear()
+        for layer, (module, is_input, part) in self._places.items():
+            keep = partial(self._keep, layer, part)
+            if is_input:
+                self._hooks.append(module.register_forward_pre_hook(lambda module, args, keep=keep: keep(args[0])))
+            else:
+                self._hooks.append(module.register_forward_hook(lambda module, args, out, keep=keep: keep(out)))
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def clear(self) -> None:
+        """Forget the tensors, and with them the graph they hang on."""
+        self._found.clear()
+
+    def _keep(self, layer: str, part: str | None, value: Any) -> None:
+        self._found[layer] = _tensor(layer, value, part)
+
+
+def _tensor(layer: str, value: Any, part: str | None) -> Tensor:
+    """Return the tensor, or the named part of a tuple or a dict."""
+    if isinstance(value, Tensor) and part is None:
+        return value
+    if isinstance(value, list | tuple):
+        parts: dict[str, Any] = {str(place): item for place, item in enumerate(value)}
+    elif isinstance(value, Mapping):  # an ordered dict, or a model's output class
+        parts = {str(key): item for key, item in value.items()}
+    else:
+        raise ConfigError(f"layer {layer!r}: puts out a {type(value).__name__}; expected a tensor, a tuple or a dict")
+    if part is None or not isinstance(parts.get(part), Tensor):
+        names = ", ".join(f"{layer.split('[')[0]}[{name}]" for name, item in parts.items() if isinstance(item, Tensor))
+        raise ConfigError(f"layer {layer!r}: puts out a {type(value).__name__}; expected one of {names}")
+    return parts[part]
+
+
+def _resolve(modules: Mapping[str, nn.Module], layer: str) -> tuple[nn.Module, bool, str | None]:
+    """Return (module, whether its input is meant, part)."""
+    part = None
+    if layer not in modules and (match := _PART.match(layer)):
+        layer, part = match["layer"], match["part"]
+    is_input = layer not in modules and layer.endswith(INPUT)
+    return modules[layer.removesuffix(INPUT) if is_input else layer], is_input, part
+
+
+def _problem(modules: Mapping[str, nn.Module], layer: str) -> str | None:
+    try:
+        _resolve(modules, layer)
+    except KeyError:
+        return unknown_name("layers", "layer", layer, [name for name in modules if name])
+    return None
