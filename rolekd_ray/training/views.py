@@ -21,6 +21,7 @@ class Views:
 
     def __init__(self, settings: BaseAugmentationSettings, space: SearchSpace, mean: Tensor, std: Tensor, *, seed: int):
         self.space, self.seed = space, seed
+        self.mean, self.std = mean, std
         self.fill = (mean * 255).round().to(torch.uint8)
         self.base = BaseAugmentation(
             crop_padding_pixels=settings.crop_padding_pixels,
