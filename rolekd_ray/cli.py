@@ -213,6 +213,7 @@ def train(
         raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
 
     from rolekd_ray.search.preflight import check_inputs, check_teacher
+    from rolekd_ray.training.conditions import condition_lines, describe_run_images
     from rolekd_ray.training.final import FinalTraining, train_final
 
     data = check_inputs(settings, local=True)
@@ -224,6 +225,8 @@ def train(
     plan = training.plan()
     if folder.exists() and not training.finished(plan):
         raise CheckpointError(f"{output}: exists and is not this training; expected a new folder")
+    for line in condition_lines(describe_run_images(data, settings)["final"]):
+        _say(progress, line)
     try:
         with progress.status(f"training {settings.network(role).model} for {training.epochs} epochs"):
             metrics = train_final(training)
@@ -278,10 +281,20 @@ def evaluate(
 
 @app.command()
 def check(
-    file: Annotated[str, typer.Argument(help="YAML file, or name of one that comes along.")],
+    file: Annotated[str | None, typer.Argument(help="YAML file, or name of one that comes along.")] = None,
     overrides: Overrides = [],  # noqa: B006
+    layers: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Instead: the layers of a network that losses can name.")
+    ] = None,
 ) -> None:
     """Parse a configuration, print what it means; touches nothing."""
+    if layers is not None:
+        if file is not None or overrides:
+            raise ConfigError("--layers: got a configuration or --set beside it; expected the network's name alone")
+        _show_layers(layers)
+        return
+    if file is None:
+        raise ConfigError("check: got nothing; expected a configuration, or --layers and a network's name")
     from rolekd_ray.config import settings_text
 
     settings = _settings(file, overrides, None)
@@ -337,13 +350,17 @@ def _start(
     from rolekd_ray.search.pipeline import hardware
     from rolekd_ray.search.preflight import check_inputs, check_search
     from rolekd_ray.search.run_directory import create_run
+    from rolekd_ray.training.conditions import condition_lines, describe_run_images
 
     where = place(storage)
     check_storage(where)
-    check_inputs(settings, local=local, evaluated=verb == "run")
+    data = check_inputs(settings, local=local, evaluated=verb == "run")
     check_search(settings)
+    images = describe_run_images(data, settings)
+    for line in condition_lines(images["search"]):
+        _say(progress, line)
     with hardware(settings, local=local, storage=where):
-        _execute(create_run(where, name, settings, verb=verb), verb, local)
+        _execute(create_run(where, name, settings, verb=verb, images=images), verb, local)
 
 
 def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | None = None) -> None:
@@ -380,6 +397,22 @@ def _layer_pairs(text: str) -> list[tuple[str, str]]:
     """Return pairs of names from `A,B:C`; a name alone stands for a layer that both networks have."""
     pairs = [part.strip().partition(":") for part in text.split(",")]
     return [(ours.strip(), theirs.strip() if colon else ours.strip()) for ours, colon, theirs in pairs]
+
+
+def _show_layers(model: str) -> None:
+    from rolekd_ray.models import build_network, default_layers, layer_table
+    from rolekd_ray.reporting.tables import layers_table
+
+    network = build_network(model, num_classes=10, channels=3, seed=0)
+    try:
+        size = 32
+        rows = layer_table(network, 3, (size, size))
+    except ConfigError:  # made for larger images
+        size = 224
+        rows = layer_table(network, 3, (size, size))
+    out.print(layers_table(f"{model}: 10 classes, 3x{size}x{size}", rows))
+    if defaults := default_layers(network):
+        _say(out, f"stages: {', '.join(defaults.stages)}; embedding: {defaults.embedding}")
 
 
 def _stopped(go_on: str) -> NoReturn:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -39,6 +40,58 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class NoiseSettings(Section):
+    """Label noise, of training labels alone; see `data.noise.noisy_labels`."""
+
+    kind: Literal["symmetric", "symmetric_other", "pair_flip"]
+    """`symmetric`: one of all classes, the true one included. `symmetric_other`: one of the others. `pair_flip`: the
+    next class."""
+    rate: Fraction
+    """Chance of a label to be replaced; of `symmetric` one in K is replaced by itself."""
+    seed: int = 0
+    """Independent of the run's."""
+
+
+class _ImbalanceSettings(Section):
+    kind: str
+    n_max: Count | None = None
+    """Images of the first class; None: as many as the smallest class has beside the held-out ones."""
+    images: Literal["first", "random"] = "first"
+    """Which ones of a class stay: the first of the file, or random ones."""
+    seed: int = 0
+    """Of `random`; independent of the run's."""
+
+
+class PowerLawSettings(_ImbalanceSettings):
+    """Class imbalance by a power law; see `data.imbalance.power_law_counts`."""
+
+    kind: Literal["power_law"]
+    gamma: Positive
+    """Smaller falls more steeply."""
+    n_min: Count
+    """Images of the last class."""
+
+    @field_validator("n_min")
+    @classmethod
+    def _not_above_n_max(cls, n_min: int, info: ValidationInfo) -> int:
+        n_max = info.data.get("n_max")
+        if n_max is not None and n_min > n_max:
+            raise ValueError(f"expected at most n_max, {n_max}")
+        return n_min
+
+
+class ExponentialSettings(_ImbalanceSettings):
+    """Class imbalance by a long tail; see `data.imbalance.exponential_counts`."""
+
+    kind: Literal["exponential"]
+    ratio: Annotated[float, Field(ge=1)]
+    """First class to last."""
+
+
+# A location of pydantic's names the kind of such a section after its key
+KINDS: dict[str, type[Section]] = {"power_law": PowerLawSettings, "exponential": ExponentialSettings}
+
+
 class DataSettings(Section):
     """Where images come from and how they are split."""
 
@@ -53,6 +106,10 @@ class DataSettings(Section):
     validation: Count = 400
     """Images held out from teacher, initial weights and student; they alone decide the search."""
     split_seed: int = 0
+    noise: NoiseSettings | None = None
+    """Wrong training labels; validation and test stay clean."""
+    imbalance: Annotated[PowerLawSettings | ExponentialSettings, Field(discriminator="kind")] | None = None
+    """Fewer training images of later classes; validation and test stay as they are."""
 
 
 class NetworkSettings(Section):
@@ -81,12 +138,39 @@ class TrainingSettings(Section):
     `local`: of each worker's rows, without a message per layer."""
 
 
+class LayerSettings(Section):
+    """Layers that a method compares: the first of the student's with the first of the teacher's, and so on."""
+
+    student: Annotated[tuple[str, ...], Field(min_length=1)]
+    teacher: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "LayerSettings":
+        if len(self.student) != len(self.teacher):
+            raise ValueError(
+                f"teacher: got {len(self.teacher)} layers; expected {len(self.student)}, as many as the student's"
+            )
+        return self
+
+
 class DistillSettings(Section):
     """What the student learns from."""
 
     losses: Mapping[str, NotNegative] = Field(default={"cross_entropy": 0.1, "hinton": 0.9}, min_length=1)
+    """Methods by name, with their weights; `docs/methods.md` lists them."""
     temperature: Positive = 4.0
     view_mode: Literal["shared_student", "shared_teacher", "independent", "teacher_clean"] = "shared_student"
+    layers: Mapping[str, LayerSettings] = {}
+    """Of methods that compare features, where the defaults will not do; `rolekd check --layers MODEL` lists names."""
+    options: Mapping[str, Mapping[str, bool | int | float | str]] = {}
+    """Of methods, where the defaults will not do. `temperature` here wins over the run's."""
+    standardise_logits: bool = False
+    """Methods that soften logits compare standardised ones (arXiv 2403.01427)."""
+    clip_to_task: bool = False
+    """Of each parameter, the gradient of distillation is cut to the length of the labels' (role-kd's code)."""
+    compat: Literal["corrected", "rk2020"] = "corrected"
+    """`rk2020`: as role-kd's published code computes: no T² in Hinton's loss, weights of clipped losses without effect,
+    MHGD's attention untrained, RKD's Huber loss without its -1/2."""
 
 
 class BaseAugmentationSettings(Section):
@@ -322,16 +406,25 @@ def _worded(problem: Any, where: str) -> str:
         *parents, unknown = map(str, problem["loc"])
         section: type[BaseModel] = Settings
         for part in parents:
-            section = section.model_fields[part].annotation  # type: ignore[assignment]
-        return unknown_name(f"{where}: {'.'.join(parents)}".rstrip(": "), "key", unknown, section.model_fields)
+            section = KINDS.get(part) or _section_in(section.model_fields[part].annotation)
+        path = ".".join(part for part in parents if part not in KINDS)
+        return unknown_name(f"{where}: {path}".rstrip(": "), "key", unknown, section.model_fields)
     # pydantic names the tried alternatives of a union in the location: `slots.count.literal['auto']`
-    alternative = re.compile(r"literal\[.*\]|constrained-\w+|dict\[.*\]|str|int")
+    alternative = re.compile(rf"literal\[.*\]|constrained-\w+|dict\[.*\]|str|int|{'|'.join(KINDS)}")
     key = ".".join(part for part in map(str, problem["loc"]) if not alternative.fullmatch(part))
     rule = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if not key:
         return f"{where}: {rule}"
     hint = ""
+    if problem["type"].startswith("union_tag"):
+        return unknown_name(f"{where}: {key}", "kind", problem["ctx"].get("tag"), KINDS)
     if problem["type"] == "literal_error":
         names = str(problem["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
         hint = suggest(problem["input"], names)
     return f"{where}: {key}: got {problem['input']!r}; {rule[0].lower()}{rule[1:]}.{hint}"
+
+
+def _section_in(annotation: Any) -> Any:
+    """Return the section of `Section | None`, or what was given."""
+    sections = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, Section))
+    return next(sections, annotation)

@@ -304,6 +304,19 @@ def test_check_prints_the_settings_and_their_cost_and_touches_nothing(file, fold
     assert rolekd("check", again).out == result.out, "what is printed is a configuration"
 
 
+def test_check_lists_the_layers_of_a_network(folder):
+    result = rolekd("check", "--layers", "resnet8")
+    assert result.code == 0, result.err
+    first, *_, last = result.out.splitlines()
+    assert first.strip() == "resnet8: 10 classes, 3x32x32"
+    assert last == "stages: stage1, stage2, stage3; embedding: classifier.input"
+    lines = [line.split() for line in result.out.splitlines()]
+    assert ["stage2.0.shortcut.1", "BatchNorm2d", "32x16x16"] in lines and ["classifier", "Linear", "10"] in lines
+    larger = rolekd("check", "--layers", "alexnet")
+    assert larger.code == 0 and "alexnet: 10 classes, 3x224x224" in larger.out and "stages:" not in larger.out
+    assert tree(folder) == {}
+
+
 @pytest.mark.slow
 def test_doctor(folder):
     """Starts Ray."""

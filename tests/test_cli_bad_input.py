@@ -110,6 +110,12 @@ SETTINGS = {
     ),
     "GPUs that are not there": ("--set slots.resources_per_worker.gpus=1", "slots.resources_per_worker.gpus", "1", "0"),
     "network for larger images": ("--set teacher.model=alexnet", "teacher.model", "alexnet", "8x8"),
+    "bits that there are not": (
+        "--set student.model=resnet8_w3a2",
+        "student.model",
+        "weights: got 3",
+        "1, 2, 4, 8, 32",
+    ),
     "negative seed of the split": ("--set data.split_seed=-1", "data.split_seed", "-1", "at least 0"),
 }
 
@@ -120,6 +126,19 @@ def test_settings(case, monkeypatch):
     arguments, *words = SETTINGS[case]
     result = assert_refused(lambda: rolekd(f"search --local {' '.join(TINY_WORDS)} {arguments}"), *words)
     assert all(line.startswith("error: ") for line in result.err.splitlines()), result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("check", "expected a configuration, or --layers"),
+        ("check --layers resnet21", "network: unknown network 'resnet21'"),
+        ("check quickstart --layers resnet8", "expected the network's name alone"),
+        ("check --layers resnet8 --set seed=1", "expected the network's name alone"),
+    ],
+)
+def test_check_of_layers(words, problem):
+    assert_refused(lambda: rolekd(words), problem)
 
 
 def test_check_refuses_what_a_search_would():

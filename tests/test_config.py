@@ -92,6 +92,19 @@ def test_a_space_may_stand_inline_and_is_named_after_its_file():
     assert parsed("space: {name: other, ops: {invert: {}}}").search_space().name == "other"
 
 
+def test_noise_and_imbalance_are_none_unless_set():
+    assert parsed("{}").data.noise is None and parsed("{}").data.imbalance is None
+    found = load_settings(None, ["data.noise={kind: pair_flip, rate: 1}", "data.noise.seed=7"]).data.noise
+    assert (found.kind, found.rate, found.seed) == ("pair_flip", 1.0, 7)
+    found = parsed("data: {imbalance: {kind: power_law, gamma: 0.2, n_min: 250}}")
+    assert (found.data.imbalance.n_max, found.data.imbalance.images) == (None, "first")
+    assert "imbalance: {kind: power_law, n_max: null, images: first, seed: 0, gamma: 0.2, n_min: 250}" in settings_text(
+        found
+    )
+    assert parsed(settings_text(found)) == found
+    assert parsed("data: {imbalance: {kind: exponential, ratio: 100}}").data.imbalance.ratio == 100.0
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         Settings().seed = 3
@@ -130,6 +143,36 @@ def test_settings_are_frozen():
         ("distill: {losses: {cross-entropy: -1}}", "distill.losses.cross-entropy: got -1; expected greater than or"),
         ("distill: {losses: {}}", "distill.losses: got {}; "),
         ("data: {train: 0}", "data.train: got 0; expected greater than or equal to 1."),
+        ("data: {noise: {kind: symmetric, rate: 1.1}}", "data.noise.rate: got 1.1; expected less than or equal to 1."),
+        ("data: {noise: {kind: symmetric, rate: -0.1}}", "data.noise.rate: got -0.1; expected greater than or equal"),
+        ("data: {noise: {kind: symmetric}}", "data.noise.rate: got {'kind': 'symmetric'}; field required."),
+        ("data: {noise: {kind: pairflip, rate: 0}}", "data.noise.kind: got 'pairflip'; expected 'symmetric', "),
+        ("data: {imbalance: 3}", "data.imbalance: got 3; expected an object."),
+        (
+            "data: {imbalance: {kind: power_law, gamma: 0, n_min: 1}}",
+            "data.imbalance.gamma: got 0; expected greater than 0.",
+        ),
+        (
+            "data: {imbalance: {kind: power_law, gamma: 1, n_min: 30, n_max: 20}}",
+            "data.imbalance.n_min: got 30; expected at most n_max, 20.",
+        ),
+        (
+            "data: {imbalance: {kind: exponential, ratio: 0.5}}",
+            "data.imbalance.ratio: got 0.5; expected greater than or equal to 1.",
+        ),
+        (
+            "data: {imbalance: {kind: powerlaw}}",
+            "data.imbalance: unknown kind 'powerlaw'; expected one of power_law, exponential. Did you mean 'power_law'",
+        ),
+        ("data: {imbalance: {ratio: 2}}", "data.imbalance: unknown kind None; expected one of power_law, exponential."),
+        (
+            "data: {imbalance: {kind: exponential, ratio: 3, gama: 1}}",
+            "data.imbalance: unknown key 'gama'; expected one of kind, n_max, images, seed, ratio.",
+        ),
+        (
+            "data: {noise: {kind: symmetric, rate: 0, sed: 1}}",
+            "data.noise: unknown key 'sed'; expected one of kind, rate, seed. Did you mean 'seed'?",
+        ),
         ("search:", "search: got None; expected an object."),
         ("student: {checkpoint: net}", "student.model: "),
     ],

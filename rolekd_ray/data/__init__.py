@@ -1,4 +1,4 @@
-"""Data: image sets from many sources, decoded once per machine, and splits that hold images out."""
+"""Data: image sets from many sources, decoded once per machine, splits that hold images out, noise and imbalance."""
 
 from rolekd_ray.data.images import ImageSet
 from rolekd_ray.data.sources import SOURCES, load_image_set

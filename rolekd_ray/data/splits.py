@@ -35,11 +35,47 @@ def stratified_split(labels: Tensor, *, train: int | None, validation: int, seed
     """
     classes = np.asarray(labels, dtype=np.int64)
     _check(len(classes), train, validation, seed)
-    # Raw bits, since NumPy promises their stream for ever but not that of its shuffles (NEP 19).
-    order = np.argsort(np.random.PCG64(seed).random_raw(len(classes)), kind="stable")
-    held_out, left = _take(order, classes, validation)
+    held_out, left = _take(_order(len(classes), seed), classes, validation)
     chosen, _ = _take(left, classes, len(left) if train is None else train)
     return Split(train=torch.from_numpy(np.sort(chosen)), validation=torch.from_numpy(np.sort(held_out)))
+
+
+def stratified_subset(labels: Tensor, places: Tensor, *, size: int, seed: int) -> Tensor:
+    """Draw some of the images at `places` with the classes in their proportions; sorted int64 (size,).
+
+    Of all images that are not held out it draws those that `stratified_split` draws to train.
+
+    Args:
+        labels: (N,) integers of the whole set.
+        places: (M,) int64, to draw from.
+        size: at least 1.
+        seed: as in `stratified_split`.
+
+    Raises:
+        DataError: there are fewer, or so few are drawn that a class would be lost.
+    """
+    if size > len(places):
+        raise DataError(
+            f"split: too few images, got train {size}; expected at most {len(places)}, which validation and imbalance "
+            "leave"
+        )
+    classes = np.asarray(labels, dtype=np.int64)
+    among = np.zeros(len(classes), dtype=bool)
+    among[np.asarray(places)] = True
+    order = _order(len(classes), seed)
+    chosen, _ = _take(order[among[order]], classes, size)
+    lost = np.setdiff1d(classes[among], classes[chosen])
+    if len(lost):
+        raise DataError(
+            f"split: too few images, got train {size}, which leaves none of label {', '.join(map(str, lost))}; "
+            "expected more, or less imbalance"
+        )
+    return torch.from_numpy(np.sort(chosen))
+
+
+def _order(size: int, seed: int) -> np.ndarray:
+    # Raw bits, since NumPy promises their stream for ever but not that of its shuffles (NEP 19)
+    return np.argsort(np.random.PCG64(seed).random_raw(size), kind="stable")
 
 
 def _take(order: np.ndarray, classes: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:

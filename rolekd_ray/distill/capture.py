@@ -48,7 +48,9 @@ class Capture:
         """
         missing = [layer for layer in self.layers if layer not in self._found]
         if missing:
-            raise ConfigError(*(f"layers: {layer!r} was called in no forward pass; expected another" for layer in missing))
+            raise ConfigError(
+                *(f"layers: {layer!r} was called in no forward pass; expected another" for layer in missing)
+            )
         return dict(self._found)
 
     def __enter__(self) -> "Capture":

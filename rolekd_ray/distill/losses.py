@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from rolekd_ray.distill.layers import LOGITS, LayerPairs
 from rolekd_ray.distill.outputs import Outputs
 from rolekd_ray.distill.registry import Method, known_methods
 from rolekd_ray.distill.regressor import Regressor
+from rolekd_ray.distill.standardise import standardise as standardised
 from rolekd_ray.errors import ConfigError, unknown_name
 
 
@@ -23,6 +24,7 @@ class Losses(nn.Module):
         names: methods.
         options: of methods, beside their defaults.
         layers: of methods that take features, as `Capture` names them, or `logits`.
+        standardise: whether methods that soften both networks' logits are given standardised ones.
         built_with: values for constructors, by names of `registry.BUILT_WITH`; shapes by layer name instead:
             `shapes_student` and `shapes_teacher` map layers to shapes.
 
@@ -36,12 +38,14 @@ class Losses(nn.Module):
         *,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         layers: Mapping[str, LayerPairs] | None = None,
+        standardise: bool = False,
         built_with: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         known = known_methods()
         self.methods = {name: known[name] for name in names}
         self.options = {name: dict((options or {}).get(name, {})) for name in names}
+        self.standardise = standardise
         self.layers = {name: pairs for name, pairs in (layers or {}).items() if name in self.methods}
         self.state = nn.ModuleDict()
         self.regressors = nn.ModuleDict()
@@ -75,10 +79,19 @@ class Losses(nn.Module):
         """Whether some method is given this."""
         return any(name in method.takes for method in self.methods.values())
 
-    def layers_of(self, side: int) -> list[str]:
-        """Return all layers to capture: of the student's network (0) or of the teacher's (1)."""
-        names = [layer for pairs in self.layers.values() for layer in pairs[side] if layer != LOGITS]
-        return list(dict.fromkeys(names))
+    @property
+    def online(self) -> str | None:
+        """Whether a `peer` learns along, or the student teaches it`self`; see `Method.online`."""
+        kinds = {method.online for method in self.methods.values()}
+        return "peer" if "peer" in kinds else "self" if "self" in kinds else None
+
+    def layers_of(self, network: Literal["student", "teacher"]) -> list[str]:
+        """Return all layers to capture of a network."""
+        found: list[str] = []
+        for name, (student, teacher) in self.layers.items():
+            alone = self.methods[name].online == "self"  # its teacher's layers are the student's
+            found += student if network == "student" else () if alone else teacher
+        return [layer for layer in dict.fromkeys(found) if layer != LOGITS]
 
     def forward(self, outputs: Outputs, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Return each method's loss, unweighted; those of weight 0 are not computed.
@@ -102,7 +115,9 @@ class Losses(nn.Module):
 
     def _given(self, method: Method, name: str, outputs: Outputs) -> Any:
         if not name.startswith("features_"):
-            return getattr(outputs, name)
+            value = getattr(outputs, name)
+            softened = {"logits_student", "logits_teacher", "temperature"} <= set(method.takes)
+            return standardised(value) if self.standardise and softened and name.startswith("logits_") else value
         side = name.removeprefix("features_")
         layers = self.layers[method.name][1 if side == "teacher" else 0]
         found = getattr(outputs, name)
@@ -167,9 +182,3 @@ def _kind(default: Any) -> str:
 
 def _float(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
-def weighted_loss(weights: Mapping[str, float], outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the weighted sum of methods without state or layers, and each loss itself (unweighted, detached)."""
-    losses = Losses([name for name, weight in weights.items() if weight != 0])(outputs, weights)
-    return weighted_sum(weights, losses), {name: loss.detach() for name, loss in losses.items()}

@@ -67,5 +67,6 @@ class Outputs:
     features_teacher: Mapping[str, Tensor] = field(default_factory=dict)
     logits_self: Tensor | None = None
     features_self: Mapping[str, Tensor] = field(default_factory=dict)
+    one_view: bool = True
     view: Tensor | None = None
     networks: Networks | None = None

@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Literal, TypeVar
@@ -24,6 +24,7 @@ GIVEN = {
     "features_teacher": "list of tensors (N, …), without gradient; as long as features_student",
     "logits_self": "(N, K) of the student network on the teacher role's view, without gradient",
     "features_self": "list of tensors (N, …) of the student network on the teacher role's view, without gradient",
+    "one_view": "bool: whether both networks, or a network and itself, saw the same view",
     "temperature": "float above 0: the run's, which may evolve",
     "progress": "float in [0, 1): share of the training that is done",
     "epoch": "int from 0",
@@ -103,6 +104,11 @@ class Method:
         """Whether there must be a teacher network."""
         return bool({"logits_teacher", "features_teacher", "networks"} & set(self.takes))
 
+    @property
+    def distils(self) -> bool:
+        """Whether it is more than learning from labels."""
+        return self.needs_teacher or self.online is not None
+
 
 _METHODS: dict[str, Method] = {}
 
@@ -142,15 +148,20 @@ def known_methods() -> dict[str, Method]:
     Raises:
         ConfigError: a module cannot be imported.
     """
+    _import_all(os.environ.get("ROLEKD_METHODS", ""))
+    return dict(_METHODS)
+
+
+@cache
+def _import_all(own: str) -> None:
     folder = import_module("rolekd_ray.distill.methods")
     for module in iter_modules(folder.__path__, f"{folder.__name__}."):
         import_module(module.name)
-    for name in filter(None, os.environ.get("ROLEKD_METHODS", "").split(",")):
+    for name in filter(None, map(str.strip, own.split(","))):
         try:
-            import_module(name.strip())
+            import_module(name)
         except ImportError as error:
-            raise ConfigError(f"ROLEKD_METHODS: cannot import {name.strip()!r}: {error}") from error
-    return dict(_METHODS)
+            raise ConfigError(f"ROLEKD_METHODS: cannot import {name!r}: {error}") from error
 
 
 def _precise(function: T) -> T:

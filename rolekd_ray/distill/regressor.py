@@ -11,7 +11,9 @@ from rolekd_ray.errors import ConfigError
 class Regressor(nn.Module):
     """Maps features of one shape to another: channels by a learned 1x1 convolution, sizes by pooling or interpolation.
 
-    Nothing is learned where the channels agree. Vectors are mapped by a linear layer.
+    Nothing is learned where the channels agree. Vectors are mapped by a linear layer. Neither has a bias or a
+    non-linearity. Maps that are at least as high and as wide as wanted are pooled, others interpolated bilinearly;
+    both commute with the convolution, so it is done on the smaller of the two sizes.
 
     Args:
         shape: of the student's features without the batch: (C, H, W) or (D,).
@@ -27,20 +29,30 @@ class Regressor(nn.Module):
     def __init__(self, shape: Sequence[int], wanted: Sequence[int]):
         super().__init__()
         if len(shape) != len(wanted) or len(shape) not in (1, 3):
-            raise ConfigError(f"layers: cannot match features of shape {tuple(shape)}; expected {tuple(wanted)}")
-        self.size = tuple(wanted[1:])
+            raise ConfigError(
+                f"layers: cannot match features, got shape {tuple(shape)}; expected {tuple(wanted)}, or another map "
+                "(C, H, W) for a map and another vector (D,) for a vector"
+            )
+        self.size = (wanted[1], wanted[2]) if len(wanted) == 3 else None
+        self.shrinks = self.size is not None and shape[1] >= self.size[0] and shape[2] >= self.size[1]
         self.channels: nn.Module = nn.Identity()
         if shape[0] != wanted[0]:
-            make = nn.Linear(shape[0], wanted[0]) if len(shape) == 1 else nn.Conv2d(shape[0], wanted[0], 1, bias=False)
-            self.channels = make
+            make = nn.Linear if self.size is None else _convolution
+            self.channels = make(shape[0], wanted[0], bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, *shape) to (N, *wanted)."""
-        if self.size and features.shape[2:] != self.size:
-            smaller = features.shape[2] > self.size[0]
-            features = (
-                F.adaptive_avg_pool2d(features, self.size)
-                if smaller
-                else F.interpolate(features, self.size, mode="bilinear", align_corners=False)
-            )
-        return self.channels(features)
+        if self.size is None or features.shape[2:] == self.size:
+            return self.channels(features)
+        if self.shrinks:
+            return self.channels(F.adaptive_avg_pool2d(features, self.size))
+        return F.interpolate(self.channels(features), self.size, mode="bilinear", align_corners=False)
+
+
+def as_map(features: Tensor) -> Tensor:
+    """Return maps (N, C, H, W) as they are, and vectors (N, D) as maps of one pixel."""
+    return features if features.dim() == 4 else features[:, :, None, None]
+
+
+def _convolution(channels: int, wanted: int, bias: bool) -> nn.Conv2d:
+    return nn.Conv2d(channels, wanted, 1, bias=bias)

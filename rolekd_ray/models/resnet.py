@@ -1,5 +1,8 @@
 """Residual networks for small images (He et al., arXiv 1512.03385, section 4.2)."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
 
 from rolekd_ray.models.initial import he_initialise
@@ -108,3 +111,22 @@ def _stage(
 ) -> nn.Sequential:
     first = block(width_in, width, stride)
     return nn.Sequential(first, *(block(width, width, 1) for _ in range(count - 1)))
+
+
+_NARROW, _WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
+_BROAD = (64, 64, 128, 256, 512)
+
+# depth = 2 + convolutions of all blocks, 2 each or 3 in a bottleneck
+RESNETS: dict[str, Callable[..., nn.Module]] = {
+    **{
+        f"resnet{depth}": partial(SmallImageResNet, _NARROW, ((depth - 2) // 6,) * 3)
+        for depth in (8, 14, 20, 32, 44, 56, 110)
+    },
+    **{f"resnet{depth}x4": partial(SmallImageResNet, _WIDE, ((depth - 2) // 6,) * 3) for depth in (8, 32)},
+    # The CRD benchmark's ImageNet layouts behind a stem for small images
+    "ResNet18": partial(SmallImageResNet, _BROAD, (2, 2, 2, 2)),
+    "ResNet34": partial(SmallImageResNet, _BROAD, (3, 4, 6, 3)),
+    "ResNet50": partial(SmallImageResNet, (64, 256, 512, 1024, 2048), (3, 4, 6, 3), Bottleneck),
+    # The role-kd code's two networks: "ResNet18", the same as above, and its student "ResNet8", which has ten layers.
+    **{f"cifar_resnet{depth}": partial(SmallImageResNet, _BROAD, ((depth - 2) // 8,) * 4) for depth in (10, 18)},
+}

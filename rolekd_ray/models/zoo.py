@@ -6,54 +6,68 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-import torchvision
 from torch import nn
 
 from rolekd_ray.errors import ConfigError, unknown_name
-from rolekd_ray.models.resnet import SmallImageResNet
+from rolekd_ray.models.alexnet import AlexNet
+from rolekd_ray.models.mobilenet import MobileNetV2
+from rolekd_ray.models.quantised import quantise, split_bits
+from rolekd_ray.models.resnet import RESNETS
+from rolekd_ray.models.shufflenet import ShuffleV1, ShuffleV2
+from rolekd_ray.models.torchvision_networks import torchvision_names, torchvision_network
+from rolekd_ray.models.vgg import VGGS
 from rolekd_ray.models.wide_resnet import WideResNet
 
-_NARROW, _WIDE, _ROLE_KD = (16, 16, 32, 64), (32, 64, 128, 256), (64, 64, 128, 256, 512)
-
-# depth = 2 * blocks * stages + 2
-RESNETS: dict[str, Callable[..., nn.Module]] = {
-    **{
-        f"resnet{depth}": partial(SmallImageResNet, _NARROW, ((depth - 2) // 6,) * 3)
-        for depth in (8, 14, 20, 32, 44, 56, 110)
-    },
-    **{f"resnet{depth}x4": partial(SmallImageResNet, _WIDE, ((depth - 2) // 6,) * 3) for depth in (8, 32)},
-    # The role-kd code's two networks: "ResNet18", and its student "ResNet8", which has ten layers.
-    **{f"cifar_resnet{depth}": partial(SmallImageResNet, _ROLE_KD, ((depth - 2) // 8,) * 4) for depth in (10, 18)},
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    **RESNETS,
+    **VGGS,
+    "MobileNetV2": MobileNetV2,
+    "ShuffleV1": ShuffleV1,
+    "ShuffleV2": ShuffleV2,
+    "AlexNet": AlexNet,
 }
 WIDE_RESNETS = ("wrn_10_2", "wrn_16_1", "wrn_16_2", "wrn_28_2", "wrn_28_10", "wrn_40_1", "wrn_40_2")  # those in tables
+_THEIRS = "torchvision."
 
 
 def network_names() -> list[str]:
-    """Return the names that `build_network` knows; beside them it takes any valid `wrn_{depth}_{widen}`."""
-    return [*RESNETS, *WIDE_RESNETS, *_torchvision_names()]
+    """Return the names that `build_network` knows, ours first.
+
+    Beside them it takes any valid `wrn_{depth}_{widen}`, each of torchvision's with the prefix `torchvision.`, which
+    only those whose name is ours too need, and bits behind a name.
+    """
+    theirs = (_THEIRS + name if name in ZOO else name for name in torchvision_names())
+    return [*ZOO, *WIDE_RESNETS, *theirs]
 
 
 def build_network(name: str, *, num_classes: int, channels: int, seed: int | None = None) -> nn.Module:
     """Build a network with fresh weights that maps images (N, channels, H, W) to logits (N, num_classes), nothing else.
 
-    Our own networks take any H and W from 8 up; torchvision's are made for larger images and have smallest sizes of
-    their own. No pretrained weights. Where torchvision's network is for colour, a grey one has another first
-    convolution.
+    Names are case-sensitive: `ResNet18` is the tables' network for small images, `resnet18` torchvision's for large
+    ones. Where a name is in both, ours wins: `vgg11`, `vgg13`, `vgg16` and `vgg19` are the tables', with BatchNorm, and
+    `torchvision.vgg11` is torchvision's. Our own networks take any H and W from 8 up; torchvision's are made for larger
+    images and have smallest sizes of their own. No pretrained weights. Where torchvision's network is for colour, a
+    grey one has another first convolution.
+
+    An ending `_w2a4` quantises: 2 bits of weights, 4 of activations (`quantised.quantise`); parameters and initial
+    weights are those of the name without it.
 
     Args:
-        name: one of `network_names()`, or `wrn_{depth}_{widen}` with depth 6n + 4.
+        name: one of `network_names()`, or `wrn_{depth}_{widen}` with depth 6n + 4; bits of 1, 2, 4, 8 or 32 behind it.
         num_classes: K.
         channels: of the images, 1 or 3.
         seed: of the initial weights; the global generators keep their state. None draws from the global generator.
 
     Raises:
-        ConfigError: unknown name, or sizes out of range; names the nearest.
+        ConfigError: unknown name, or sizes or bits out of range; names the nearest. Or the network cannot be quantised.
     """
-    make = _find(name, num_classes, channels)
+    make, bits = _find(name, num_classes, channels)
     with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs
-        return make(num_classes=num_classes, channels=channels)
+        network = make(num_classes=num_classes, channels=channels)
+    quantise(network, weight_bits=bits[0], activation_bits=bits[1], where=f"network {name!r}")
+    return network
 
 
 def check_network(name: str, *, num_classes: int, channels: int, image_size: tuple[int, int]) -> None:
@@ -74,52 +88,31 @@ def check_network(name: str, *, num_classes: int, channels: int, image_size: tup
             raise ConfigError(f"network {name!r}: cannot take images of {size} pixels: {problem}") from problem
 
 
-def _find(name: str, num_classes: int, channels: int) -> Callable[..., nn.Module]:
-    problems = []
+def _find(name: str, num_classes: int, channels: int) -> tuple[Callable[..., nn.Module], tuple[int, int]]:
+    """Return what builds a network, and its bits of weights and of activations."""
+    plain, bits, problems = split_bits(name)
     if num_classes < 2:
         problems.append(f"network {name!r}: num_classes: got {num_classes}; expected at least 2")
     if channels not in (1, 3):
         problems.append(f"network {name!r}: channels: got {channels}; expected 1 (grey) or 3 (RGB)")
-    make = _maker(name)
+    make = _maker(plain)
     if isinstance(make, str):
         problems.append(make)
     if problems:
         raise ConfigError(*problems)
     assert not isinstance(make, str)
-    return make
+    return make, bits
 
 
 def _maker(name: str) -> Callable[..., nn.Module] | str:
     """Return what builds a network, or the problem."""
-    if name in RESNETS:
-        return RESNETS[name]
+    if name in ZOO:
+        return ZOO[name]
     if wide := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
         depth, widen = map(int, wide.groups())
         if depth < 10 or (depth - 4) % 6 or widen < 1:
             return f"network: got {name!r}; expected wrn_<depth>_<widen>, depth 10, 16, 22, 28, ... and widen 1 or more"
         return partial(WideResNet, depth, widen)
-    if name in _torchvision_names():
-        return partial(_torchvision_network, name)
+    if name.removeprefix(_THEIRS) in torchvision_names():
+        return partial(torchvision_network, name.removeprefix(_THEIRS))
     return unknown_name("network", "network", name, network_names())
-
-
-def _torchvision_names() -> list[str]:
-    names = torchvision.models.list_models(module=torchvision.models)
-    # Transformers tied to one image size cannot follow a data set's.
-    return [name for name in names if not name.startswith(("vit_", "maxvit"))]
-
-
-def _torchvision_network(name: str, *, num_classes: int, channels: int) -> nn.Module:
-    # These two return more than logits while training unless told otherwise.
-    extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
-    if channels != 3:
-        _replace_first_convolution(network, channels)
-    return network
-
-
-def _replace_first_convolution(network: nn.Module, channels: int) -> None:
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    first.in_channels = channels
-    first.weight = nn.Parameter(first.weight.new_empty(first.out_channels, channels, *first.kernel_size))
-    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")

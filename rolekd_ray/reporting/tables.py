@@ -42,6 +42,14 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> Group:
     return titled("Accuracy of the finished networks", table)
 
 
+def layers_table(title: str, rows: Sequence[tuple[str, str, tuple[int, ...] | str]]) -> Group:
+    """Return a network's modules: name, kind, shape of the output without the batch."""
+    table = plain_table("layer", "kind", "output", numbers=("output",))
+    for name, kind, shape in rows:
+        table.add_row(Text(name), Text(kind), Text(shape if isinstance(shape, str) else "x".join(map(str, shape))))
+    return titled(title, table)
+
+
 def population_table(title: str, population: Population) -> Group:
     """Return where each member stands, best first."""
     complete = [g for g in population.scores if population.complete(g)]

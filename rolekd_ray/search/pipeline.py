@@ -31,7 +31,9 @@ from rolekd_ray.search.preflight import check_device, check_inputs, check_search
 from rolekd_ray.search.run_directory import RUN_LOCK, RunDirectory, create_run, open_run
 from rolekd_ray.storage import Place, check_storage, place, relative
 from rolekd_ray.training.checkpoint import has_checkpoint
+from rolekd_ray.training.conditions import condition_lines, describe_run_images
 from rolekd_ray.training.final import FinalTraining, train_final
+from rolekd_ray.training.losses import from_labels, needs_frozen_teacher, teacher_role_counts
 
 
 @dataclass
@@ -73,12 +75,15 @@ def start_run(
         InputError: settings, data, a given teacher or the run directory are wrong; nothing was written.
         RolekdError: what went wrong later; `resume_run` can go on from there.
     """
-    check_inputs(settings, local=local, evaluated=verb == "run")
+    data = check_inputs(settings, local=local, evaluated=verb == "run")
     check_search(settings)
-    storage = place(storage)
+    storage, console = place(storage), console or Console(quiet=True)
+    images = describe_run_images(data, settings)
+    for line in condition_lines(images["search"]):
+        console.print(line, highlight=False, soft_wrap=True)
     with hardware(settings, local=local, storage=storage):
-        run = create_run(storage, name, settings, verb=verb)
-        return Pipeline(run, local=local, console=console or Console(quiet=True)).execute(verb)
+        run = create_run(storage, name, settings, verb=verb, images=images)
+        return Pipeline(run, local=local, console=console).execute(verb)
 
 
 def resume_run(
@@ -190,7 +195,7 @@ class Pipeline:
         Source: role-wise augmentation (arXiv 2004.08861), as its code and file names show it.
         """
         found, teacher = [], self.settings.teacher.checkpoint
-        if teacher is None:
+        if teacher is None and teacher_role_counts(self.settings.distill):
             folder, teacher = self.run.path / "teacher", self.run.teacher.absolute()
             file = folder / "schedule.yaml"
             if not file.exists():
@@ -198,7 +203,9 @@ class Pipeline:
                 schedule, _ = self._population(folder, (Role.TEACHER,), "teacher", prolong=False)
                 write_atomically(file, schedule_text(schedule))
             found = [load_schedule(file)]
-            if not has_checkpoint(teacher):
+            if not needs_frozen_teacher(self.settings.distill.losses):
+                teacher = None
+            elif not has_checkpoint(teacher):
                 self.train([("teacher", FinalTraining(self.settings, Role.TEACHER, teacher, found[0]))])
         fixed = found[0].stretched(self.settings.search.epochs) if found else None
         schedule, population = self._population(self.run.path, (Role.STUDENT,), "student", teacher=teacher, fixed=fixed)
@@ -222,12 +229,14 @@ class Pipeline:
     def finish(self, schedule: Schedule) -> list[dict[str, Any]]:
         """Train teacher and students to the end, evaluate them on validation and test, write `results.json`."""
         best, settings = self.run.schedule.parent.absolute(), self.settings
-        teacher = settings.teacher.checkpoint or best / "teacher"
-        if not has_checkpoint(teacher):
+        teacher: Place | None = settings.teacher.checkpoint or best / "teacher"
+        if not needs_frozen_teacher(settings.distill.losses):
+            teacher = None
+        elif teacher is not None and not has_checkpoint(teacher):
             self.train([("teacher", FinalTraining(settings, Role.TEACHER, teacher, schedule.only(Role.TEACHER)))])
         student = Role.STUDENT
         arms = {
-            "student alone": FinalTraining(settings, student, best / "student_alone"),
+            "student alone": FinalTraining(from_labels(settings), student, best / "student_alone"),
             "student distilled, no augmentation": FinalTraining(
                 settings, student, best / "student_plain", teacher=teacher
             ),
@@ -239,6 +248,7 @@ class Pipeline:
             {"network": name, "checkpoint": relative(folder, self.run.path)}
             | evaluate_checkpoint(folder, settings.data)
             for name, folder in folders.items()
+            if folder is not None
         ]
         write_atomically(self.run.results, json.dumps(rows, indent=2) + "\n")
         return rows

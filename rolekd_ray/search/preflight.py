@@ -6,12 +6,13 @@ import torch
 
 from rolekd_ray.config import DataSettings, Settings
 from rolekd_ray.data.sources import SOURCES
-from rolekd_ray.distill.losses import check_losses
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError
 from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
+from rolekd_ray.search.distillation_check import check_layers, distillation_problems
 from rolekd_ray.storage import Place
 from rolekd_ray.training.data import TrainingData, open_training_data
+from rolekd_ray.training.losses import teacher_role_counts
 from rolekd_ray.training.networks import load_network
 from rolekd_ray.training.precision import compute_dtype
 
@@ -22,7 +23,7 @@ def check_names(settings: Settings) -> None:
     Raises:
         ConfigError: with every unknown name and the nearest known one.
     """
-    problems = list(check_losses(settings.distill.losses, "distill.losses"))
+    problems = distillation_problems(settings)
     problems += _network_problems(settings, lambda name: build_network(name, num_classes=10, channels=3, seed=0))
     if problems:
         raise ConfigError(*problems)
@@ -55,6 +56,7 @@ def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = F
     )
     if problems:
         raise ConfigError(*problems)
+    check_layers(settings, data)
     if settings.teacher.checkpoint is not None:
         try:
             check_teacher(settings.teacher.checkpoint, settings.data, data, model=settings.teacher.model)
@@ -139,7 +141,8 @@ def _network_problems(settings: Settings, check: Callable[[str], object]) -> lis
 def cost(settings: Settings) -> str:
     """Return how much work a run's searches are, in words."""
     search = settings.search
-    searches = 2 if search.protocol == "sequential" and settings.teacher.checkpoint is None else 1
+    two = search.protocol == "sequential" and settings.teacher.checkpoint is None
+    searches = 2 if two and teacher_role_counts(settings.distill) else 1
     intervals = -(-search.epochs // search.perturbation_interval_epochs)
     slots = settings.slots
     each = slots.resources_per_worker

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,7 +83,9 @@ class RunDirectory:
         write_atomically(self.path / ENVIRONMENT, json.dumps(found, indent=2) + "\n")
 
 
-def create_run(storage: Place, name: str | None, settings: Settings, *, verb: str) -> RunDirectory:
+def create_run(
+    storage: Place, name: str | None, settings: Settings, *, verb: str, images: Mapping[str, Any] | None = None
+) -> RunDirectory:
     """Make the directory of a new run.
 
     Args:
@@ -90,6 +93,7 @@ def create_run(storage: Place, name: str | None, settings: Settings, *, verb: st
         name: of the run; None: the moment of the start.
         settings: kept in `config.yaml`, all defaults included.
         verb: `run` or `search`; `resume` goes on with the same.
+        images: what is trained on, from `describe_run_images`; kept in `environment.json`.
 
     Raises:
         RunDirectoryError: it exists.
@@ -101,13 +105,13 @@ def create_run(storage: Place, name: str | None, settings: Settings, *, verb: st
         with take_lock(path / RUN_LOCK):  # in place of mkdir, which two cannot both succeed in
             if any(other.name != RUN_LOCK for other in path.iterdir()):
                 raise _exists(path)
-            return _fill(RunDirectory(path), settings, verb)
+            return _fill(RunDirectory(path), settings, verb, images)
     with writing(path):
         try:
             path.mkdir(parents=True)
         except FileExistsError:
             raise _exists(path) from None
-    return _fill(RunDirectory(path), settings, verb)
+    return _fill(RunDirectory(path), settings, verb, images)
 
 
 def _exists(path: Place) -> RunDirectoryError:
@@ -116,10 +120,11 @@ def _exists(path: Place) -> RunDirectoryError:
     )
 
 
-def _fill(run: RunDirectory, settings: Settings, verb: str) -> RunDirectory:
+def _fill(run: RunDirectory, settings: Settings, verb: str, images: Mapping[str, Any] | None) -> RunDirectory:
+    about = environment(settings, verb) | ({} if images is None else {"images": dict(images)})
     try:
         run.set_settings(settings)
-        write_atomically(run.path / ENVIRONMENT, json.dumps(environment(settings, verb), indent=2) + "\n")
+        write_atomically(run.path / ENVIRONMENT, json.dumps(about, indent=2) + "\n")
     except BaseException:
         delete_tree(run.path)  # half a run could be neither gone on with nor made again
         raise

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rolekd_ray.errors import CheckpointError, StorageError
 from rolekd_ray.policy.jobs import Job
@@ -14,11 +14,14 @@ from rolekd_ray.roles import Role
 from rolekd_ray.slots.interface import Task
 from rolekd_ray.storage import Place
 from rolekd_ray.training.batchnorm import share_batchnorm
+from rolekd_ray.training.candidates import candidates
 from rolekd_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from rolekd_ray.training.conditions import describe_images
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.evaluation import agreement, check_finite, predict, score
 from rolekd_ray.training.learner import Learner, new_learner
+from rolekd_ray.training.losses import trained_roles
 from rolekd_ray.training.networks import describe_networks, load_network
 from rolekd_ray.training.sharding import Sharding
 
@@ -102,13 +105,14 @@ class TrainingWorker:
         image_set = self.data.image_set
         learner = new_learner(
             self.settings,
-            self.task.roles,
+            trained_roles(self.settings.distill.losses, self.task.roles),
             num_classes=image_set.num_classes,
             channels=image_set.channels,
             device=self.device,
             key=job.member,
         )
-        for network in learner.networks.values():
+        self.trainer.equip(learner, job.member)
+        for network in learner.networks.values():  # after what losses copy of them, which sees whole batches
             share_batchnorm(network, self.settings.training.batchnorm, self.sharding)
         if job.source is not None:
             held, self._held = self._held, None  # training changes these tensors in place: good for one use
@@ -126,9 +130,12 @@ class TrainingWorker:
 
     def _validate(self, learner: Learner) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
-        logits = {role: self._answers(network) for role, network in learner.networks.items()}
-        for role, answers in logits.items():
-            found = score(answers, self._validation[1]).to_dict()
+        logits: dict[Role, Tensor] = {}
+        for role in learner.networks:
+            answers = [self._answers(one.network) for one in candidates(learner, self.settings, role)]
+            logits[role] = answers[0]  # the role's own network: a peer that does better would agree with itself
+            scored = [score(each, self._validation[1]) for each in answers]
+            found = max(scored, key=lambda one: one.accuracy).to_dict()
             # The log holds them for every interval: four digits tell apart what a few thousand images can
             found["class_accuracy"] = [None if v is None else round(v, 4) for v in found["class_accuracy"]]
             metrics |= {f"{role}/validation_{name}": value for name, value in found.items() if name != "images"}
@@ -138,7 +145,7 @@ class TrainingWorker:
             metrics["student/validation_teacher_agreement"] = agreement(taught, teacher)
         return metrics | {"score": metrics[f"{self.task.roles[-1]}/validation_accuracy"]}
 
-    def _answers(self, network: torch.nn.Module) -> Tensor:
+    def _answers(self, network: nn.Module) -> Tensor:
         """Return a network's logits on the validation images."""
         trainer = self.trainer
         return predict(network, self._validation[0], trainer.views, dtype=trainer.dtype, sharding=self.sharding)
@@ -161,8 +168,10 @@ class TrainingWorker:
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        models = {role: self.settings.network(role).model for role in self.task.roles}
-        return describe_networks(models, self.data.image_set, self.data.statistics, self.settings.data)
+        roles = trained_roles(self.settings.distill.losses, self.task.roles)
+        models = {role: self.settings.network(role).model for role in roles}
+        seen = describe_images(self.data, self.settings.data)
+        return describe_networks(models, self.data.image_set, self.data.statistics, self.settings.data, seen)
 
     @cached_property
     def trainer(self) -> Trainer:

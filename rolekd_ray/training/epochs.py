@@ -1,26 +1,28 @@
 """The epoch loop: distillation of one learner under policies that change with the epoch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from rolekd_ray.augment.policy_agent import PolicyAgent
 from rolekd_ray.augment.randomness import stream_key
 from rolekd_ray.config import Settings
-from rolekd_ray.distill.losses import Outputs, weighted_loss
-from rolekd_ray.distill.views import network_views
+from rolekd_ray.distill.losses import Losses, weighted_sum
+from rolekd_ray.distill.methods.cross_entropy import cross_entropy
 from rolekd_ray.errors import DataError
 from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.progress import advance
 from rolekd_ray.roles import Role
+from rolekd_ray.training.batch import Batch
+from rolekd_ray.training.clipping import clipped_backward
 from rolekd_ray.training.data import TrainingData
+from rolekd_ray.training.distiller import Distiller, seen_by_peer, seen_by_student
 from rolekd_ray.training.evaluation import check_finite
 from rolekd_ray.training.learner import Learner, learning_rate_factor
+from rolekd_ray.training.losses import FROM_LABELS, new_losses, weights_of
 from rolekd_ray.training.precision import autocast, compute_dtype
 from rolekd_ray.training.sharding import ALONE, Sharding
 from rolekd_ray.training.views import Views
@@ -35,18 +37,40 @@ class Trainer:
 
     `images` (N, C, H, W) uint8 and `labels` (N,) are the whole training set, `indices` the part that is trained on.
     A trained teacher is the distillation target while it learns; else `frozen_teacher` is; with neither, the student
-    learns from labels alone. With a `sharding` of several workers each of them calls `train`, and all end with the same
-    learner; dropout is the one thing that then depends on their number.
+    learns from labels alone, or from itself. With a `sharding` of several workers each of them calls `train`, and all
+    end with the same learner; dropout is the one thing that then depends on their number.
     """
 
     settings: Settings
     images: Tensor
     labels: Tensor
+    num_classes: int
     indices: Tensor
     views: Views
     dtype: torch.dtype
     frozen_teacher: nn.Module | None = None
     sharding: Sharding = ALONE
+
+    def equip(self, learner: Learner, key: object) -> None:
+        """Give a learner's student its losses, with fresh state that follows from the run's seed and `key`.
+
+        Raises:
+            ConfigError: their layers do not fit the networks.
+        """
+        if Role.STUDENT not in learner.networks:
+            return
+        losses = new_losses(
+            self.settings.distill,
+            learner.networks[Role.STUDENT],
+            self._teacher(learner),
+            labels=self.labels,
+            trained_on=self.indices,
+            num_classes=self.num_classes,
+            channels=self.images.shape[1],
+            image_size=(self.images.shape[2], self.images.shape[3]),
+            key=("losses", self.settings.seed, key),
+        )
+        learner.add_losses(losses)
 
     def train(
         self, learner: Learner, policies_at: PoliciesAt, *, end_epoch: int, total_epochs: int, stream: object
@@ -54,7 +78,7 @@ class Trainer:
         """Train from the learner's epoch to `end_epoch` (exclusive); return the last epoch's mean losses.
 
         Args:
-            learner: trained in place.
+            learner: trained in place; equipped with fresh losses first, if it has none.
             policies_at: the schedule in force.
             end_epoch: where to stop.
             total_epochs: the length the learning-rate schedule refers to.
@@ -63,40 +87,61 @@ class Trainer:
         Raises:
             TrainingError: a loss is not finite.
         """
+        if learner.losses is None:
+            self.equip(learner, stream)
+        distiller = self._distiller(learner)
         losses: dict[str, float] = {}
         for network in learner.networks.values():
             network.train()
         while learner.epoch < end_epoch:
-            losses = self._epoch(learner, policies_at, total_epochs, stream)
+            losses = self._epoch(learner, distiller, policies_at, total_epochs, stream)
             learner.epoch += 1
         if self.settings.training.batchnorm == "local":
             for network in learner.networks.values():
                 self.sharding.mean_buffers(network)
         return losses
 
-    def _epoch(self, learner: Learner, policies_at: PoliciesAt, total_epochs: int, stream: object) -> dict[str, float]:
+    def _teacher(self, learner: Learner) -> nn.Module | None:
+        return learner.networks.get(Role.TEACHER, self.frozen_teacher)
+
+    def _distiller(self, learner: Learner) -> Distiller | None:
+        if learner.losses is None:
+            return None
+        return Distiller(
+            learner.losses.train(),
+            learner.networks[Role.STUDENT],
+            self._teacher(learner),
+            view_mode=self.settings.distill.view_mode,
+            dtype=self.dtype,
+            sharding=self.sharding,
+            normalisation=(self.views.mean, self.views.std),
+        )
+
+    def _epoch(
+        self, learner: Learner, distiller: Distiller | None, policies_at: PoliciesAt, total_epochs: int, stream: object
+    ) -> dict[str, float]:
         epoch = learner.epoch
         weighted = {role: policies_at(role, epoch) for role in Role}
         agents = {role: self.views.agent(policies) for role, policies in weighted.items()}
         # Scalars belong to an epoch, not to an image: all policies an image may draw carry the same
         scalars = {role: policies[0][1].scalars for role, policies in weighted.items()}
         key = stream_key(self.settings.seed, "training", stream, epoch) % 2**63
+        # Dropout draws from the global generator, differently on each worker; what losses draw must be the same on all
+        generator = torch.Generator(self.images.device).manual_seed(key)
         batches = self._batches(key)
         sums: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[self.images.device] if self.images.is_cuda else []):
-            torch.manual_seed(key)  # for dropout; nothing else draws from the global generator
+            torch.manual_seed(key)
             for number, indices in enumerate(batches):
                 progress = (epoch + number / len(batches)) / total_epochs
-                batch = _Batch(self, agents, indices, epoch)
-                for role in learner.networks:
+                rows = self.sharding.rows(indices)
+                batch = Batch(self.images, self.labels, indices, rows, epoch, agents, self.views)
+                steps = self._steps(learner, distiller, batch, scalars[Role.STUDENT], progress, generator)
+                for role, weights, losses in steps:
                     self._set_optimizer(learner.optimizers[role], scalars[role], progress)
-                    total, parts = self._loss(role, learner, batch, scalars[role])
-                    learner.optimizers[role].zero_grad(set_to_none=True)
-                    total.backward()
-                    self.sharding.sum_gradients(learner.networks[role])
-                    learner.optimizers[role].step()
-                    for name, value in ({"loss": total.detach()} | parts).items():
-                        name = f"{role}/{name}"
+                    total = self._update(role, learner, weights, losses)
+                    for name, value in ({"loss": total} | losses).items():
+                        name, value = f"{role}/{name}", value.detach()
                         sums[name] = sums[name] + value if name in sums else value
                 advance()
         means = {name: (value / len(batches)).item() for name, value in sums.items()}
@@ -116,75 +161,66 @@ class Trainer:
             group["lr"] = scalars.get("learning_rate", settings.learning_rate) * factor
             group["weight_decay"] = scalars.get("weight_decay", settings.weight_decay)
 
-    def _loss(
-        self, role: Role, learner: Learner, batch: "_Batch", scalars: Mapping[str, float]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return a role's total loss and its parts on one batch."""
-        if role == Role.TEACHER:
-            logits = self._forward(learner.networks[role], batch.teacher_view, batch)
-            return weighted_loss({"cross_entropy": 1.0}, Outputs(logits, None, batch.labels))
-        settings = self.settings.distill
-        teacher = learner.networks.get(Role.TEACHER, self.frozen_teacher)
-        if teacher is None:
-            logits = self._forward(learner.networks[role], batch.student_view, batch)
-            return weighted_loss({"cross_entropy": 1.0}, Outputs(logits, None, batch.labels))
-        for_student, for_teacher = network_views(
-            settings.view_mode,
-            student_view=lambda: batch.student_view,
-            teacher_view=lambda: batch.teacher_view,
-            clean_view=lambda: batch.clean_view,
-        )
-        targets = self._targets(teacher, for_teacher, batch)
-        logits = self._forward(learner.networks[role], for_student, batch)
-        weights = {name: scalars.get(f"losses.{name}", weight) for name, weight in settings.losses.items()}
+    def _steps(
+        self, learner: Learner, distiller: Distiller | None, batch: Batch, scalars: Mapping[str, float],
+        progress: float, generator: torch.Generator,
+    ) -> Iterator[tuple[Role, Mapping[str, float], dict[str, Tensor]]]:  # fmt: skip
+        """Yield (role, weights, losses) of each network that learns, to be updated before the next is asked for.
+
+        A co-evolving teacher takes its step first, and the student learns from the teacher it then is. Peers are both
+        run before either is updated (Zhang et al., arXiv 1706.00384, algorithm 1, updates them in turn; the study's
+        code at once).
+        """
+        peers = learner.losses is not None and learner.losses.online == "peer"
+        if Role.TEACHER in learner.networks and not peers:
+            yield Role.TEACHER, FROM_LABELS, self._from_labels(learner.networks[Role.TEACHER], batch)
+        if distiller is None or learner.losses is None:
+            return
+        settings, losses = self.settings.distill, learner.losses
+        weights = weights_of(settings, has_teacher=distiller.teacher is not None)
+        weights = {name: scalars.get(f"losses.{name}", weight) for name, weight in weights.items()}
         temperature = scalars.get("temperature", settings.temperature)
-        return weighted_loss(weights, Outputs(logits, targets, batch.labels, temperature))
+        outputs = distiller.outputs(batch, temperature=temperature, progress=progress, generator=generator)
+        of_student = losses(seen_by_student(outputs), weights)
+        if peers:
+            mutual = {name: weight for name, weight in weights.items() if losses.methods[name].online == "peer"}
+            of_peer = losses(seen_by_peer(outputs), mutual)
+            assert outputs.logits_teacher is not None
+            of_peer["cross_entropy"] = cross_entropy(outputs.logits_teacher, batch.labels)
+            yield Role.TEACHER, FROM_LABELS | mutual, of_peer
+        yield Role.STUDENT, weights, of_student
 
-    def _forward(self, network: nn.Module, view: Tensor, batch: "_Batch") -> Tensor:
-        """Return the whole batch's logits; the view holds this worker's rows."""
-        with autocast(self.dtype, view.device):
-            logits = network(view)
-        return self.sharding.gather(logits, len(batch.labels))
+    def _from_labels(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        with autocast(self.dtype, batch.images.device):
+            logits = network(batch.teacher_view)
+        return {"cross_entropy": cross_entropy(self.sharding.gather(logits, len(batch)), batch.labels)}
 
-    def _targets(self, teacher: nn.Module, view: Tensor, batch: "_Batch") -> Tensor:
-        """Return the teacher's logits in evaluation mode, so that its BatchNorm buffers stay untouched."""
-        training = teacher.training
-        teacher.eval()
-        with torch.no_grad():
-            logits = self._forward(teacher, view.to(_dtype_of(teacher)), batch)
-        teacher.train(training)
-        return logits
+    def _update(self, role: Role, learner: Learner, weights: Mapping[str, float], losses: dict[str, Tensor]) -> Tensor:
+        """Take one step; return the total loss."""
+        network, total = learner.networks[role], weighted_sum(weights, losses)
+        learner.optimizers[role].zero_grad(set_to_none=True)
+        if self.settings.distill.clip_to_task and role == Role.STUDENT and learner.losses is not None:
+            self._clipped_backward(network, learner.losses, learner.epoch, weights, losses)
+        else:
+            total.backward()
+            self.sharding.sum_gradients(network)
+        learner.optimizers[role].step()
+        return total
 
-
-class _Batch:
-    """One batch: all its labels, and views of this worker's rows, each made once and only if some network asks."""
-
-    def __init__(self, trainer: Trainer, agents: Mapping[Role, PolicyAgent], indices: Tensor, epoch: int):
-        self.trainer, self.agents, self.epoch = trainer, agents, epoch
-        self.labels = trainer.labels[indices]
-        self.indices = trainer.sharding.rows(indices)
-        self.images = trainer.images[self.indices]
-
-    def _view(self, role: Role) -> Tensor:
-        views = self.trainer.views
-        view = views.view(self.agents[role], self.images, self.indices, role=role, epoch=self.epoch)
-        return view.contiguous(memory_format=torch.channels_last)
-
-    @cached_property
-    def teacher_view(self) -> Tensor:
-        return self._view(Role.TEACHER)
-
-    @cached_property
-    def student_view(self) -> Tensor:
-        return self._view(Role.STUDENT)
-
-    @cached_property
-    def clean_view(self) -> Tensor:
-        return self.trainer.views.clean(self.images).contiguous(memory_format=torch.channels_last)
-
-
-def _dtype_of(network: nn.Module) -> torch.dtype:
-    return next(network.parameters()).dtype
+    def _clipped_backward(
+        self, network: nn.Module, methods: Losses, epoch: int, weights: Mapping[str, float], losses: dict[str, Tensor]
+    ) -> None:
+        task = {name: loss for name, loss in losses.items() if not methods.methods[name].distils}
+        rest = {name: loss for name, loss in losses.items() if methods.methods[name].distils}
+        # role-kd's weight enters the sum that is logged, not the gradient: any weight is as good as 1
+        inert = self.settings.distill.compat == "rk2020"
+        clipped_backward(
+            list(network.parameters()),
+            weighted_sum(weights, task),
+            weighted_sum(dict.fromkeys(rest, 1.0) if inert else weights, rest) if rest else None,
+            epoch,
+            self.sharding,
+        )
 
 
 def new_trainer(
@@ -209,7 +245,8 @@ def new_trainer(
     return Trainer(
         settings=settings,
         images=data.image_set.images.to(device),
-        labels=data.image_set.labels.to(device),
+        labels=data.labels.to(device),
+        num_classes=data.image_set.num_classes,
         indices=data.train,
         views=Views(settings.base_augmentation, space, mean, std, seed=settings.seed),
         dtype=dtype,

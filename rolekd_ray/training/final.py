@@ -2,10 +2,12 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rolekd_ray.config import Settings
 from rolekd_ray.errors import CheckpointError
@@ -15,11 +17,14 @@ from rolekd_ray.policy.schedule import Schedule, schedule_to_dict
 from rolekd_ray.roles import Role
 from rolekd_ray.storage import Place, children
 from rolekd_ray.training.batchnorm import share_batchnorm
+from rolekd_ray.training.candidates import candidates
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
+from rolekd_ray.training.conditions import describe_images
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
-from rolekd_ray.training.evaluation import check_finite, evaluate
+from rolekd_ray.training.evaluation import Evaluation, check_finite, evaluate
 from rolekd_ray.training.learner import Learner, new_learner
+from rolekd_ray.training.losses import trained_roles
 from rolekd_ray.training.networks import describe_networks, load_network
 from rolekd_ray.training.sharding import ALONE, Sharding
 
@@ -42,6 +47,11 @@ class FinalTraining:
     def epochs(self) -> int:
         """Length of the training."""
         return self.settings.final_epochs
+
+    @property
+    def trained_roles(self) -> tuple[Role, ...]:
+        """Whose networks are trained: a student's peer with it, whatever role it is for."""
+        return trained_roles(self.settings.distill.losses, (self.role,))
 
     def plan(self) -> dict[str, Any]:
         """Return what the result depends on, as plain data: equal plans give equal networks.
@@ -106,32 +116,42 @@ def train_final(training: FinalTraining, sharding: Sharding = ALONE) -> dict[str
         seconds += time.perf_counter() - started
         if end < training.epochs and sharding.rank == 0:
             _save_partial(training, learner, {"plan": plan, "seconds": seconds})
-    metrics = _validate(training, learner, data, trainer) | {"seconds": seconds}
+    state, found = _best(training, learner, data, trainer)
+    check_finite(found.to_dict(), f"final {training.role}: epoch {training.epochs - 1}")
+    metrics = {f"validation_{name}": value for name, value in found.to_dict().items()} | {"seconds": seconds}
     if sharding.rank == 0:
-        _save(training, learner, data, {"plan": plan, "metrics": metrics})
+        _save(training, state, data, {"plan": plan, "metrics": metrics})
     return metrics
 
 
-def _validate(training: FinalTraining, learner: Learner, data: TrainingData, trainer: Trainer) -> dict[str, Any]:
+def _best(
+    training: FinalTraining, learner: Learner, data: TrainingData, trainer: Trainer
+) -> tuple[Mapping[str, Tensor], Evaluation]:
+    """Return weights and metrics of the network to keep: where several could be it, the best on validation images."""
     held_out = data.image_set.subset(data.validation)
-    found = evaluate(
-        learner.networks[training.role],
-        held_out.images.to(trainer.images.device),
-        held_out.labels.to(trainer.images.device),
-        trainer.views,
-        dtype=torch.float32,  # as `evaluate` has it
-        sharding=trainer.sharding,
-    )
-    check_finite(found.to_dict(), f"final {training.role}: epoch {training.epochs - 1}")
-    return {f"validation_{name}": value for name, value in found.to_dict().items()}
+    images, labels = held_out.images.to(trainer.images.device), held_out.labels.to(trainer.images.device)
+    found = []
+    for candidate in candidates(learner, training.settings, training.role):
+        metrics = evaluate(
+            candidate.network,
+            images,
+            labels,
+            trainer.views,
+            dtype=torch.float32,  # as `evaluate` has it
+            sharding=trainer.sharding,
+        )
+        found.append((candidate.state, metrics))
+    return max(found, key=lambda one: one[1].accuracy)
 
 
-def _save(training: FinalTraining, learner: Learner, data: TrainingData, about: dict[str, Any]) -> None:
+def _save(training: FinalTraining, state: Mapping[str, Tensor], data: TrainingData, about: dict[str, Any]) -> None:
     """Save the finished network; then what was needed to go on is not needed any more."""
     models = {training.role: training.settings.network(training.role).model}
-    description = describe_networks(models, data.image_set, data.statistics, training.settings.data)
+    settings = training.settings.data
+    seen = describe_images(data, settings)
+    description = describe_networks(models, data.image_set, data.statistics, settings, seen)
     teacher = str(training.teacher.absolute()) if training.teacher is not None else None
-    tree = {"networks": learner.tree()["networks"]}
+    tree = {"networks": {str(training.role): dict(state)}}
     save_checkpoint(training.folder, tree, description | about | {"teacher": teacher})
     delete_tree(_partial(training))
 
@@ -168,13 +188,21 @@ def _begin(
     image_set = data.image_set
     learner = new_learner(
         training.settings,
-        (training.role,),
+        training.trained_roles,
         num_classes=image_set.num_classes,
         channels=image_set.channels,
         device=device,
         key="final",
     )
-    for network in learner.networks.values():
+    teacher = None
+    if training.teacher is not None:
+        teacher, _ = load_network(
+            training.teacher, Role.TEACHER, num_classes=image_set.num_classes, channels=image_set.channels
+        )
+    space = training.schedule.space if training.schedule is not None else training.settings.search_space()
+    trainer = new_trainer(training.settings, data, space, device, teacher, sharding)
+    trainer.equip(learner, "final")
+    for network in learner.networks.values():  # after what losses copy of them, which sees whole batches
         share_batchnorm(network, training.settings.training.batchnorm, sharding)
     # Whole, not by name: a partial state may be gone again before another node's file system shows it
     newest = sharding.decided_by_first(lambda: _newest_partial(training, plan))
@@ -182,10 +210,4 @@ def _begin(
     if newest is not None:
         tree, seconds, where = newest
         learner.load(tree, where=where)
-    teacher = None
-    if training.teacher is not None:
-        teacher, _ = load_network(
-            training.teacher, Role.TEACHER, num_classes=image_set.num_classes, channels=image_set.channels
-        )
-    space = training.schedule.space if training.schedule is not None else training.settings.search_space()
-    return learner, new_trainer(training.settings, data, space, device, teacher, sharding), seconds
+    return learner, trainer, seconds

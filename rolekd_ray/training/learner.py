@@ -10,6 +10,7 @@ from torch import nn
 
 from rolekd_ray.augment.randomness import stream_key
 from rolekd_ray.config import Settings, TrainingSettings
+from rolekd_ray.distill.losses import Losses
 from rolekd_ray.errors import CheckpointError
 from rolekd_ray.models.zoo import build_network
 from rolekd_ray.roles import Role
@@ -26,14 +27,26 @@ class Learner:
     networks: dict[Role, nn.Module]
     optimizers: dict[Role, torch.optim.Optimizer]
     epoch: int = 0
+    losses: Losses | None = None
+    """The student's, with the state that some of them keep; None where only a teacher is trained."""
+
+    def add_losses(self, losses: Losses) -> None:
+        """Take over a student's losses; what they learn is optimised with the student."""
+        assert self.losses is None, "a learner is equipped once"
+        self.losses = losses
+        parameters = list(losses.parameters())
+        if parameters:
+            self.optimizers[Role.STUDENT].add_param_group({"params": parameters})
 
     def tree(self) -> dict[str, Any]:
         """Return everything as a tree for a checkpoint."""
-        return {
+        tree = {
             "epoch": self.epoch,
             "networks": {str(role): network.state_dict() for role, network in self.networks.items()},
             "optimizers": {str(role): optimizer.state_dict() for role, optimizer in self.optimizers.items()},
         }
+        state = self.losses.state_dict() if self.losses is not None else {}
+        return tree | {"losses": dict(state)} if state else tree
 
     def load(self, tree: Mapping[str, Any], *, where: str) -> None:
         """Take over a saved tree; every value this learner held is replaced.
@@ -47,6 +60,8 @@ class Learner:
         if tree["networks"].keys() != set(map(str, self.networks)):
             held, wanted = sorted(tree["networks"]), sorted(map(str, self.networks))
             raise CheckpointError(f"{where}: holds networks of {held}; expected {wanted}")
+        if self.losses is not None:
+            load_weights(self.losses, tree.get("losses", {}), where=f"{where}: losses")
         for role, network in self.networks.items():
             load_weights(network, tree["networks"][role], where=f"{where}: {role}")
             self.optimizers[role].load_state_dict(tree["optimizers"][role])

@@ -16,11 +16,19 @@ from rolekd_ray.training.learner import load_weights
 
 
 def describe_networks(
-    models: Mapping[Role, str], image_set: ImageSet, statistics: tuple[Tensor, Tensor], data: DataSettings
+    models: Mapping[Role, str],
+    image_set: ImageSet,
+    statistics: tuple[Tensor, Tensor],
+    data: DataSettings,
+    trained_on: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what a checkpoint must say so that its networks can be rebuilt and fed."""
+    """Return what a checkpoint must say so that its networks can be rebuilt and fed, and, if given, what they saw.
+
+    `trained_on` is from `describe_images`.
+    """
     mean, std = statistics
-    return {
+    seen = {} if trained_on is None else {"trained_on": dict(trained_on)}
+    return seen | {
         "models": {str(role): model for role, model in models.items()},
         "num_classes": image_set.num_classes,
         "class_names": list(image_set.class_names),

@@ -6,13 +6,13 @@ and Cutout. The share is measured inside real epochs of four steps; beside it th
 
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 from step_arms import BATCH, STUDENT, TEACHER, head, policies_of_round, step_data, step_settings, table, timed, training
 from test_augment_speed import quartiles
 
 from rolekd_ray.roles import Role
-from rolekd_ray.training.epochs import Trainer
 from rolekd_ray.training.views import Views
 
 ROUNDS, STEPS, MOST = 9, 4, 0.05
@@ -46,9 +46,7 @@ def report(rounds: int = ROUNDS) -> float:
     data, origin = step_data(STEPS)
     plain, learner = training(settings, data)
     views = TimedViews(settings.base_augmentation, settings.search_space(), *data.statistics, seed=settings.seed)
-    trainer = Trainer(
-        settings, plain.images, plain.labels, plain.indices, views, plain.dtype, frozen_teacher=plain.frozen_teacher
-    )
+    trainer = replace(plain, views=views)
     inside: list[float] = []
 
     def epoch(number: int) -> None:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolekd_ray.data import load_image_set, stratified_split
+from rolekd_ray.data.splits import stratified_subset
 from rolekd_ray.errors import DataError
 
 
@@ -52,6 +53,45 @@ def test_validation_does_not_depend_on_train(problem, data):
     )
     again = stratified_split(labels, train=train, validation=validation, seed=seed)
     assert torch.equal(again.train, split.train) and torch.equal(again.validation, split.validation)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems())
+def test_a_subset_of_all_that_are_left_is_what_the_split_takes(problem):
+    labels, train, validation, seed = problem
+    left = stratified_split(labels, train=None, validation=validation, seed=seed).train
+    expected = stratified_split(labels, train=train, validation=validation, seed=seed).train
+    if set(labels[expected].tolist()) == set(labels[left].tolist()):
+        shuffled = left[torch.randperm(len(left), generator=torch.Generator().manual_seed(seed % 1000))]
+        assert torch.equal(stratified_subset(labels, shuffled, size=train, seed=seed), expected)
+    else:
+        with pytest.raises(DataError, match="which leaves none of label"):
+            stratified_subset(labels, left, size=train, seed=seed)
+
+
+def test_a_subset_lies_among_its_places_in_their_proportions():
+    labels = torch.arange(400) % 4
+    places = torch.cat([(labels == label).nonzero().flatten()[:count] for label, count in enumerate((80, 40, 20, 4))])
+    found = stratified_subset(labels, places, size=36, seed=1)
+    assert set(found.tolist()) < set(places.tolist())
+    assert labels[found].bincount().tolist() == [20, 10, 5, 1]
+
+
+@pytest.mark.parametrize(
+    ("size", "problem"),
+    [
+        (21, "split: too few images, got train 21; expected at most 20, which validation and imbalance leave"),
+        (
+            2,
+            "split: too few images, got train 2, which leaves none of label 1, 2; expected more, or less imbalance",
+        ),
+    ],
+)
+def test_a_subset_that_cannot_be(size, problem):
+    labels = torch.tensor([0] * 18 + [1, 2])
+    with pytest.raises(DataError) as caught:
+        stratified_subset(labels, torch.arange(20), size=size, seed=0)
+    assert caught.value.problems == (problem,)
 
 
 def test_no_train_size_takes_all_that_are_left():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rolekd_ray.distill.losses import Losses, check_losses, weighted_loss
+from rolekd_ray.distill.losses import Losses, check_losses, weighted_sum
 from rolekd_ray.distill.outputs import Outputs
 from rolekd_ray.errors import ConfigError
 
@@ -24,6 +24,11 @@ def hinton(of: Outputs) -> torch.Tensor:
 
 def cross_entropy(of: Outputs) -> torch.Tensor:
     return loss_of("cross_entropy", of)
+
+
+def weighted_loss(weights: dict[str, float], of: Outputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    losses = Losses(list(weights))(of, weights)
+    return weighted_sum(weights, losses), losses
 
 
 def outputs(student, teacher=None, labels=None, temperature=4.0, dtype=torch.float32) -> Outputs:
@@ -164,12 +169,11 @@ def test_weighted_loss():
     assert parts["cross_entropy"].item() == pytest.approx(cross_entropy_by_loop(of), rel=1e-6)
 
 
-def test_weighted_loss_cuts_the_parts_gradient_only():
+def test_gradient_of_a_weighted_sum():
     of = random_outputs()
     student = of.logits_student.requires_grad_()
-    total, parts = weighted_loss({"cross_entropy": 0.5, "hinton": 2.0}, of)
-    assert not any(part.requires_grad for part in parts.values())
-    (whole,) = torch.autograd.grad(total, student)
+    total, _ = weighted_loss({"cross_entropy": 0.5, "hinton": 2.0}, of)
+    (whole,) = torch.autograd.grad(total, student, retain_graph=True)
     separate = [torch.autograd.grad(loss(of), student)[0] for loss in (cross_entropy, hinton)]
     assert torch.allclose(whole, 0.5 * separate[0] + 2.0 * separate[1], atol=1e-6)
 

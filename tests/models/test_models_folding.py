@@ -12,7 +12,7 @@ def trained_looking(name: str, channels: int = 3) -> nn.Module:
     network = build_network(name, num_classes=10, channels=channels, seed=0)
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             with torch.no_grad():
                 module.weight.uniform_(0.5, 1.5, generator=generator)
                 module.bias.normal_(0, 0.3, generator=generator)
@@ -35,6 +35,12 @@ def count(network: nn.Module, kind: type) -> int:
         ("resnet8x4", 0),
         ("wrn_16_1", 7),
         ("wrn_16_2", 6),
+        ("vgg8", 0),
+        ("MobileNetV2", 0),
+        ("ShuffleV1", 0),
+        ("ShuffleV2", 0),
+        ("ResNet50", 0),
+        ("AlexNet", 0),
         ("resnet18", 0),
         ("mobilenet_v3_small", 0),
     ],
@@ -48,6 +54,15 @@ def test_logits_agree(name, left):
     assert expected.std() > 1e-3  # the logits say something
     assert (found - expected).abs().max() < 1e-4 * max(1, expected.abs().max().item())
     assert count(folded, nn.BatchNorm2d) == left
+
+
+@pytest.mark.parametrize("size", [32, 63, 64, 80])
+def test_vggs_pooling_for_large_images_outlives_folding(size):
+    network = trained_looking("vgg8")
+    folded = fold_batchnorm(network)
+    images = torch.randn(1, 3, size, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert torch.allclose(folded(images), network.eval()(images), rtol=1e-4, atol=1e-4)
 
 
 def test_agreement_is_rounding_only():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rolekd_ray.errors import ConfigError
 from rolekd_ray.models import build_network, default_layers, fold_batchnorm, layer_names, layer_table
 
-ZOO = ("resnet8", "resnet8x4", "wrn_10_1", "cifar_resnet10")
+ZOO = ("resnet8", "resnet8x4", "wrn_10_1", "cifar_resnet10", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "AlexNet")
 
 
 def captured(network: nn.Module, name: str, images: Tensor) -> Tensor:
@@ -34,13 +34,36 @@ def test_stages_are_feature_maps_and_the_embedding_is_what_the_last_layer_takes(
     shapes = [captured(network, stage, images).shape for stage in layers.stages]
     assert len(shapes) >= 3 and all(len(shape) == 4 for shape in shapes)
     for before, after in itertools.pairwise(shapes):
-        assert after[1] >= before[1] and after[2:] <= before[2:]
+        assert after[2:] <= before[2:] and (after[1] >= before[1] or name == "AlexNet")  # 384 channels, then 256
     assert shapes[-1][1] > shapes[0][1] and shapes[-1][2] < shapes[0][2]
     embedding = captured(network, layers.embedding, images)
     last = network.get_submodule(layers.embedding.removesuffix(".input"))
     assert embedding.shape == (2, last.in_features) and last.out_features == 5
     with torch.no_grad():
         assert torch.equal(last(embedding), network(images))
+
+
+# Channels and side of the maps of 32x32 images: what the CRD benchmark's networks and role-kd's AlexNet have.
+MAPS = {
+    "resnet56": ((16, 32), (32, 16), (64, 8)),
+    "wrn_40_2": ((32, 32), (64, 16), (128, 8)),
+    "vgg8": ((128, 16), (256, 8), (512, 4), (512, 4)),
+    "vgg13": ((128, 16), (256, 8), (512, 4), (512, 4)),
+    "MobileNetV2": ((12, 16), (16, 8), (48, 4), (160, 2)),
+    "ShuffleV1": ((240, 16), (480, 8), (960, 4)),
+    "ShuffleV2": ((116, 16), (232, 8), (464, 4)),
+    "ResNet18": ((64, 32), (128, 16), (256, 8), (512, 4)),
+    "ResNet50": ((256, 32), (512, 16), (1024, 8), (2048, 4)),
+    "AlexNet": ((192, 8), (384, 8), (256, 8), (256, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_default_stages_are_the_benchmarks_features(name):
+    network = build_network(name, num_classes=5, channels=3, seed=0)
+    shapes = {layer: shape for layer, _, shape in layer_table(network, 3, (32, 32))}
+    stages = default_layers(network).stages
+    assert tuple(shapes[stage] for stage in stages) == tuple((width, side, side) for width, side in MAPS[name])
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -7,16 +7,14 @@ from torch import nn
 
 from rolekd_ray.errors import ConfigError
 from rolekd_ray.models import build_network, check_network, network_names
-from rolekd_ray.models.zoo import RESNETS, WIDE_RESNETS
-
-ZOO = [*RESNETS, *WIDE_RESNETS]
+from rolekd_ray.models.zoo import ZOO
 
 
 def count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-# In millions, 100 classes, colour. Rounded as published: the CRD benchmark's tables, and the papers' for CIFAR-10.
+# In millions, colour. Rounded as published: the CRD benchmark's tables, and the papers' for CIFAR-10.
 PUBLISHED = {
     ("resnet20", 100): "0.278",
     ("resnet56", 100): "0.862",
@@ -24,6 +22,11 @@ PUBLISHED = {
     ("wrn_16_2", 100): "0.70",
     ("resnet32x4", 100): "7.43",
     ("resnet8x4", 100): "1.23",
+    ("vgg13", 100): "9.46",
+    ("MobileNetV2", 100): "0.81",
+    ("ShuffleV1", 100): "0.95",
+    ("ShuffleV2", 100): "1.36",
+    ("ResNet50", 100): "23.7",
     ("resnet20", 10): "0.27",
     ("resnet32", 10): "0.47",  # 0.46 in the paper, without 1x1 shortcuts
     ("resnet44", 10): "0.66",
@@ -40,12 +43,36 @@ def test_parameter_counts_are_the_published_ones(name, num_classes):
     assert f"{found:.{digits}f}" == published
 
 
-def resnet_count(widths: tuple[int, ...], blocks: int, num_classes: int, channels: int) -> int:
+# arXiv 2012.02909 gives these, in millions, for 100 classes; it leaves BatchNorm's parameters out.
+WITHOUT_BATCHNORM = {
+    "wrn_40_2": "2.25",
+    "wrn_16_2": "0.70",
+    "resnet56": "0.857",
+    "resnet20": "0.277",
+    "resnet32x4": "7.42",
+    "resnet8x4": "1.23",
+    "vgg13": "9.46",
+    "vgg8": "3.96",
+    "MobileNetV2": "0.79",
+    "ResNet50": "23.65",
+    "ShuffleV2": "1.34",
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_BATCHNORM)
+def test_counts_without_batchnorm_are_the_published_ones(name):
+    network = build_network(name, num_classes=100, channels=3, seed=0)
+    found = sum(count(module) for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)) / 1e6
+    published = WITHOUT_BATCHNORM[name]
+    assert f"{found:.{len(published.split('.')[1])}f}" == published
+
+
+def resnet_count(widths: tuple[int, ...], blocks: tuple[int, ...], num_classes: int, channels: int) -> int:
     """Parameters counted by hand: convolutions without bias, two numbers per channel of each BatchNorm."""
     total = channels * 9 * widths[0] + 2 * widths[0]
-    for width_in, width in itertools.pairwise(widths):
+    for (width_in, width), count in zip(itertools.pairwise(widths), blocks):
         total += 9 * width_in * width + 9 * width * width + 4 * width
-        total += (blocks - 1) * (18 * width * width + 4 * width)
+        total += (count - 1) * (18 * width * width + 4 * width)
         if width_in != width or width != widths[1]:
             total += width_in * width + 2 * width
     return total + widths[-1] * num_classes + num_classes
@@ -54,12 +81,13 @@ def resnet_count(widths: tuple[int, ...], blocks: int, num_classes: int, channel
 @pytest.mark.parametrize(
     ("name", "widths", "blocks"),
     [
-        ("resnet8", (16, 16, 32, 64), 1),
-        ("resnet14", (16, 16, 32, 64), 2),
-        ("resnet110", (16, 16, 32, 64), 18),
-        ("resnet8x4", (32, 64, 128, 256), 1),
-        ("resnet32x4", (32, 64, 128, 256), 5),
-        ("cifar_resnet18", (64, 64, 128, 256, 512), 2),
+        ("resnet8", (16, 16, 32, 64), (1, 1, 1)),
+        ("resnet14", (16, 16, 32, 64), (2, 2, 2)),
+        ("resnet110", (16, 16, 32, 64), (18, 18, 18)),
+        ("resnet8x4", (32, 64, 128, 256), (1, 1, 1)),
+        ("resnet32x4", (32, 64, 128, 256), (5, 5, 5)),
+        ("cifar_resnet18", (64, 64, 128, 256, 512), (2, 2, 2, 2)),
+        ("ResNet34", (64, 64, 128, 256, 512), (3, 4, 6, 3)),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
@@ -68,13 +96,39 @@ def test_parameter_counts_by_hand(name, widths, blocks, channels):
     assert count(network) == resnet_count(widths, blocks, 7, channels)
 
 
+@pytest.mark.parametrize(
+    ("name", "convolutions"),
+    [
+        ("vgg8", ((64,), (128,), (256,), (512,), (512,))),
+        ("vgg11", ((64,), (128,), (256, 256), (512, 512), (512, 512))),
+        ("vgg16", ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))),
+        ("vgg19", ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)),
+    ],
+)
+def test_vgg_counts_by_hand(name, convolutions):
+    widths = [1, *itertools.chain(*convolutions)]
+    total = sum(9 * width_in * width + 3 * width for width_in, width in itertools.pairwise(widths))
+    assert count(build_network(name, num_classes=7, channels=1, seed=0)) == total + 512 * 7 + 7
+
+
+def test_alexnet_counts_by_hand():
+    convolutions = 121 * 3 * 64 + 25 * 64 * 192 + 9 * (192 * 384 + 384 * 256 + 256 * 256)
+    batchnorms = 2 * (64 + 192 + 384 + 256 + 256 + 4096 + 4096)
+    total = convolutions + batchnorms + 4096 * 4096 + 4096 * 4096 + 4096 * 7
+    assert count(build_network("AlexNet", num_classes=7, channels=3, seed=0)) == total
+
+
 def test_role_kd_network_has_the_weights_its_code_has():
     network = build_network("cifar_resnet18", num_classes=100, channels=3, seed=0)
     kinds = (nn.Conv2d, nn.Linear)
     assert sum(count(module) for module in network.modules() if isinstance(module, kinds)) == 11_210_532
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet8x4", "cifar_resnet10", "wrn_10_1", "wrn_16_2"])
+SMALL = ("resnet8", "resnet20", "resnet8x4", "cifar_resnet10", "wrn_10_1", "wrn_16_2")
+FAMILIES = ("vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50", "AlexNet")
+
+
+@pytest.mark.parametrize("name", [*SMALL, *FAMILIES])
 @pytest.mark.parametrize(("channels", "size"), [(1, (8, 8)), (3, (32, 32)), (3, (9, 13)), (1, (28, 28))])
 def test_takes_any_size(name, channels, size):
     network = build_network(name, num_classes=5, channels=channels, seed=0)
@@ -82,6 +136,11 @@ def test_takes_any_size(name, channels, size):
     assert logits.shape == (2, 5) and logits.dtype == torch.float32
     logits.sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_network_takes_the_smallest_images(name):
+    check_network(name, num_classes=3, channels=1, image_size=(8, 8))
 
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2", "cifar_resnet18", "resnet8x4"])
@@ -108,6 +167,13 @@ def test_seed_decides_the_weights_and_leaves_the_generators_alone():
     assert not torch.equal(first.conv1.weight, other.conv1.weight)
     torch.manual_seed(3)
     assert torch.equal(first.conv1.weight, build_network("resnet8", num_classes=5, channels=1).conv1.weight)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_seeds_of_all_families(name):
+    first, same, other = (build_network(name, num_classes=5, channels=1, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(weight, same[key]) for key, weight in first.items())
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
 
 
 def test_initial_weights_follow_he():
@@ -200,6 +266,23 @@ def test_one_network_of_each_family_runs_on_grey_images():
         check_network(name, num_classes=3, channels=1, image_size=(96, 96))
 
 
+def test_where_both_have_a_name_ours_wins_and_theirs_has_a_prefix():
+    import torchvision
+
+    names = network_names()
+    for name in ("vgg11", "vgg13", "vgg16", "vgg19"):
+        assert names.count(name) == 1 and f"torchvision.{name}" in names
+    assert "torchvision.resnet18" not in names and "resnet18" in names
+    with torch.device("meta"):
+        reference = torchvision.models.get_model("vgg11", weights=None, num_classes=6).state_dict()
+    theirs = build_network("torchvision.vgg11", num_classes=6, channels=3, seed=0).state_dict()
+    ours = build_network("vgg11", num_classes=6, channels=3, seed=0).state_dict()
+    assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in reference.items()}
+    assert "stem.1.running_mean" in ours
+    same = [build_network(name, num_classes=6, channels=1, seed=0) for name in ("resnet18", "torchvision.resnet18")]
+    assert torch.equal(*(network.fc.weight for network in same))
+
+
 def test_names():
     names = network_names()
     assert len(set(names)) == len(names)
@@ -212,6 +295,8 @@ def test_names():
     ("arguments", "words"),
     [
         ({"name": "resnet_20"}, "Did you mean 'resnet20'?"),
+        ({"name": "MobilenetV2"}, "Did you mean 'MobileNetV2'?"),
+        ({"name": "torchvision.resnet8"}, "unknown network"),
         ({"name": "wrn_40_02x"}, "Did you mean 'wrn_40_2'?"),
         ({"name": "wrn_15_2"}, "depth 10, 16, 22"),
         ({"name": "wrn_4_2"}, "depth 10, 16, 22"),

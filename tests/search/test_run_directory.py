@@ -31,6 +31,12 @@ def test_a_new_run_holds_settings_and_environment(tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", found["time"])
 
 
+def test_a_run_tells_what_it_is_trained_on(tmp_path):
+    images = {"search": {"images": 3, "class_counts": [2, 1]}}
+    assert create_run(tmp_path, "a", SETTINGS, verb="run", images=images).environment()["images"] == images
+    assert "images" not in create_run(tmp_path, "b", SETTINGS, verb="run").environment()
+
+
 def test_the_commit_is_the_checkouts(tmp_path):
     root = Path(__file__).parents[2]
     head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)

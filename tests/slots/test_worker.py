@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rolekd_ray.config import Settings, load_settings
-from rolekd_ray.distill.losses import Outputs, weighted_loss
+from rolekd_ray.distill.losses import Losses
+from rolekd_ray.distill.outputs import Outputs
 from rolekd_ray.errors import CheckpointError, TrainingError
 from rolekd_ray.policy.jobs import Job
 from rolekd_ray.policy.policy import Policy, random_policy
@@ -21,8 +22,8 @@ from rolekd_ray.slots.actor import Slot
 from rolekd_ray.slots.interface import Task
 from rolekd_ray.slots.worker import TrainingWorker
 from rolekd_ray.training import data as data_module
-from rolekd_ray.training import epochs as epochs_module
 from rolekd_ray.training.checkpoint import TENSORS, load_checkpoint
+from rolekd_ray.training.distiller import Distiller
 from rolekd_ray.training.epochs import Trainer
 from rolekd_ray.training.final import FinalTraining, train_final
 from rolekd_ray.training.networks import load_network
@@ -366,18 +367,18 @@ class Watched:
     def __init__(self, monkeypatch):
         self.inputs: list[tuple[torch.nn.Module, bool, torch.Tensor]] = []
         self.losses: list[Outputs] = []
-        forward = Trainer._forward
+        forward, losses = Distiller.forward, Losses.forward
 
-        def spy_forward(trainer, network, view, batch):
+        def spy_forward(distiller, network, view, capture):
             self.inputs.append((network, network.training, view.clone()))
-            return forward(trainer, network, view, batch)
+            return forward(distiller, network, view, capture)
 
-        def spy_loss(weights, outputs):
+        def spy_loss(self_, outputs, weights):
             self.losses.append(outputs)
-            return weighted_loss(weights, outputs)
+            return losses(self_, outputs, weights)
 
-        monkeypatch.setattr(Trainer, "_forward", spy_forward)
-        monkeypatch.setattr(epochs_module, "weighted_loss", spy_loss)
+        monkeypatch.setattr(Distiller, "forward", spy_forward)
+        monkeypatch.setattr(Losses, "forward", spy_loss)
 
 
 @pytest.mark.parametrize("mode", ["shared_student", "shared_teacher", "independent", "teacher_clean"])

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from training_helpers import some_policy
 
 from rolekd_ray.config import load_settings
-from rolekd_ray.distill.losses import Outputs, weighted_loss
+from rolekd_ray.distill.losses import Losses, weighted_sum
+from rolekd_ray.distill.outputs import Outputs
 from rolekd_ray.models.zoo import build_network
 from rolekd_ray.roles import Role
 from rolekd_ray.training.batchnorm import share_batchnorm
@@ -46,7 +47,8 @@ class TinyNet(nn.Module):
 
 
 def hinton(student: Tensor, teacher: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    return weighted_loss({"cross_entropy": 0.3, "hinton": 0.7}, Outputs(student, teacher, labels, 3.0))[0]
+    weights = {"cross_entropy": 0.3, "hinton": 0.7}
+    return weighted_sum(weights, Losses(list(weights))(Outputs(student, teacher, labels, 3.0), weights))
 
 
 def relational(student: Tensor, teacher: Tensor, features: Tensor, labels: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import cos, pi
 
 import pytest
@@ -7,13 +8,13 @@ from training_helpers import same_tree, some_policy, tiny_settings
 
 from rolekd_ray.augment.randomness import stream_key
 from rolekd_ray.config import Settings
+from rolekd_ray.distill.losses import Losses
 from rolekd_ray.errors import DataError, TrainingError
 from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.models.zoo import build_network
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.schedule import Schedule, Segment
 from rolekd_ray.roles import Role
-from rolekd_ray.training import epochs as epochs_module
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import PoliciesAt, Trainer, new_trainer
 from rolekd_ray.training.evaluation import evaluate
@@ -175,6 +176,7 @@ def test_six_steps_against_a_plain_loop(digits, case):
         settings,
         digits.image_set.images,
         digits.image_set.labels,
+        10,
         digits.train,
         Views(settings.base_augmentation, settings.search_space(), *digits.statistics, seed=settings.seed),
         torch.float32,
@@ -216,7 +218,7 @@ def recorded(
     """Train; return what was viewed."""
     views = Recorder(settings.base_augmentation, settings.search_space(), *data.statistics, seed=settings.seed)
     plain = trainer_of(settings, data, teacher)
-    trainer = Trainer(settings, plain.images, plain.labels, plain.indices, views, plain.dtype, plain.frozen_teacher)
+    trainer = replace(plain, views=views)
     one = learner(settings, roles)
     trainer.train(one, policies, end_epoch=epochs, total_epochs=epochs, stream=stream)
     return views.seen
@@ -337,13 +339,13 @@ def test_a_learning_teacher_does_not_notice_its_student(digits, mode):
 def test_targets_carry_no_gradient_to_a_teacher_that_learns(digits, monkeypatch):
     """It would be thrown away, after a backward pass through the teacher."""
     given = []
-    real = epochs_module.weighted_loss
-    monkeypatch.setattr(epochs_module, "weighted_loss", lambda w, outputs: given.append(outputs) or real(w, outputs))
+    real = Losses.forward
+    monkeypatch.setattr(Losses, "forward", lambda self, of, weights: given.append(of) or real(self, of, weights))
     settings = tiny_settings(*BASE)
     trainer_of(settings, digits).train(
         learner(settings, tuple(Role)), policies, end_epoch=1, total_epochs=1, stream="a"
     )
-    targets = [outputs.logits_teacher for outputs in given if outputs.logits_teacher is not None]
+    targets = [outputs.logits_teacher for outputs in given]
     assert len(targets) == 2 and not any(target.requires_grad for target in targets)
     assert all(outputs.logits_student.requires_grad for outputs in given)
 

@@ -56,6 +56,22 @@ def test_each_roles_network_comes_back_in_evaluation_mode(tmp_path, digits, netw
         assert about["models"][role] == MODELS[role]
 
 
+def test_a_quantised_student_comes_back_quantised(tmp_path, digits):
+    network = build_network("resnet8_w2a2", num_classes=10, channels=1, seed=1)
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    network.train()(images)
+    about = describe_networks({Role.STUDENT: "resnet8_w2a2"}, digits.image_set, digits.statistics, tiny_settings().data)
+    save_checkpoint(tmp_path / "net", {"networks": {"student": network.state_dict()}}, about)
+    found, _ = load_network(tmp_path / "net", Role.STUDENT, model="resnet8_w2a2")
+    assert same_tree(dict(found.state_dict()), dict(network.state_dict()))
+    assert torch.equal(found(images), network.eval()(images))
+    plain = build_network("resnet8", num_classes=10, channels=1).eval()
+    plain.load_state_dict(network.state_dict())
+    assert not torch.allclose(found(images), plain(images), atol=0.01)
+    with pytest.raises(CheckpointError, match="of another architecture: model: got 'resnet8_w2a2'; expected 'resnet8'"):
+        load_network(tmp_path / "net", Role.STUDENT, model="resnet8")
+
+
 def test_a_single_network_serves_either_role(tmp_path, digits, networks):
     folder = saved(tmp_path, digits, {Role.TEACHER: networks[Role.TEACHER]})
     for role in Role:
