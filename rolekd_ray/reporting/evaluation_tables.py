@@ -69,7 +69,7 @@ def robustness_table(results: Mapping[str, Any]) -> Group:
         layers = " and ".join(dict.fromkeys([pair["student"], pair["teacher"]]))
         table.add_row(f"linear CKA with teacher: {layers}", _number(pair["cka"]), images)
     if (attacked and not with_teacher) or results.get("cka") == []:
-        why = "the networks name no stages: --layers" if with_teacher else "no teacher"
+        why = "no stages known: --layers" if with_teacher else "no teacher"
         table.add_row("linear CKA with teacher", NOTHING, why)
     if attacked:
         table.add_row("accuracy under PGD-20, ε 8/255", _number(results["pgd_accuracy"]), images)

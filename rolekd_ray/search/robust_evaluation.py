@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rolekd_ray.data.corrupted import CorruptedSets, open_corrupted
 from rolekd_ray.data.images import ImageSet
+from rolekd_ray.errors import DataError
 from rolekd_ray.models.layers import default_layers
 from rolekd_ray.training.boundaries import boundary_similarity
 from rolekd_ray.training.corruption_robustness import corrupted_accuracies, mean_accuracy, published_accuracies
@@ -68,6 +69,8 @@ class RobustEvaluation:
         return self.test.labels[: self.limit]
 
     def _open(self, folder: Path) -> CorruptedSets:
+        if self.test.channels != 3:
+            raise DataError(f"{folder}: corrupted images have 3 channels; expected {self.test.channels}")
         return open_corrupted(folder, num_classes=self.test.num_classes, image_size=self.test.image_size)
 
     def _similarity(self, layers: LayerPairs | None) -> list[dict[str, Any]]:
