@@ -1,8 +1,9 @@
 """What is checked before anything is written or started, so that a run does not fail after an hour."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from rolekd_ray.config import DataSettings, Settings
 from rolekd_ray.data.sources import SOURCES
@@ -12,8 +13,9 @@ from rolekd_ray.roles import Role
 from rolekd_ray.search.distillation_check import check_layers, distillation_problems
 from rolekd_ray.storage import Place
 from rolekd_ray.training.data import TrainingData, open_training_data
+from rolekd_ray.training.final import FinalTraining
 from rolekd_ray.training.losses import teacher_role_counts
-from rolekd_ray.training.networks import load_network
+from rolekd_ray.training.networks import load_network, load_teacher
 from rolekd_ray.training.precision import compute_dtype
 
 
@@ -56,13 +58,64 @@ def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = F
     )
     if problems:
         raise ConfigError(*problems)
-    check_layers(settings, data)
-    if settings.teacher.checkpoint is not None:
-        try:
-            check_teacher(settings.teacher.checkpoint, settings.data, data, model=settings.teacher.model)
-        except CheckpointError as error:
-            raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
+    given, teacher = settings.teacher.checkpoints, None
+    try:
+        check_teachers(given, settings.data, data, model=settings.teacher.model if len(given) == 1 else None)
+        if len(given) > 1:
+            teacher = load_teacher(given, num_classes=sizes["num_classes"], channels=sizes["channels"])
+    except CheckpointError as error:
+        raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
+    check_layers(settings, data, teacher)
     return data
+
+
+def check_teachers(
+    folders: Sequence[Place], settings: DataSettings, data: TrainingData, *, model: str | None = None
+) -> None:
+    """Check each of an ensemble's checkpoints as `check_teacher` does.
+
+    Raises:
+        CheckpointError: with the problems of all of them.
+    """
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            check_teacher(folder, settings, data, model=model)
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(*problems)
+
+
+def check_links(trainings: Sequence[FinalTraining], data: TrainingData) -> None:
+    """Check the networks of trainings that build on one another, and that their losses find their layers in them.
+
+    Raises:
+        ConfigError: with the problems of all of them.
+    """
+    image_set = data.image_set
+    num_classes, channels = image_set.num_classes, image_set.channels
+    models = {training.folder: training.settings.student.model for training in trainings}
+    problems: list[str] = []
+    for training in trainings:
+        taught_by = training.teacher
+        try:
+            check_network(
+                training.settings.student.model,
+                num_classes=num_classes,
+                channels=channels,
+                image_size=image_set.image_size,
+            )
+            teacher: nn.Module | None = None
+            if isinstance(taught_by, Place) and taught_by in models:  # not there yet
+                teacher = build_network(models[taught_by], num_classes=num_classes, channels=channels, seed=0)
+            elif taught_by is not None:
+                teacher = load_teacher(taught_by, num_classes=num_classes, channels=channels)
+            check_layers(training.settings, data, teacher, alone=teacher is None)
+        except ConfigError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def check_search(settings: Settings) -> None:

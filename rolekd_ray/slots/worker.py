@@ -22,7 +22,7 @@ from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.evaluation import agreement, check_finite, predict, score
 from rolekd_ray.training.learner import Learner, new_learner
 from rolekd_ray.training.losses import trained_roles
-from rolekd_ray.training.networks import describe_networks, load_network
+from rolekd_ray.training.networks import describe_networks, load_teacher
 from rolekd_ray.training.sharding import Sharding
 
 
@@ -179,12 +179,11 @@ class TrainingWorker:
         teacher = None
         if self.task.teacher is not None:
             image_set = self.data.image_set
-            network, _ = load_network(
+            teacher = load_teacher(
                 self.task.teacher,
-                Role.TEACHER,
+                combine=self.settings.teacher.combine,
                 model=self.settings.teacher.model,
                 num_classes=image_set.num_classes,
                 channels=image_set.channels,
             )
-            teacher = network
         return new_trainer(self.settings, self.data, self.task.space, self.device, teacher, self.sharding)

@@ -287,6 +287,18 @@ def test_a_frozen_teacher_is_neither_trained_nor_changed(tmp_path, teacher):
     assert list(tree["networks"]) == ["student"] and about["models"] == {"student": "resnet8"}
 
 
+def test_several_frozen_teachers_of_other_networks_than_the_settings_name(tmp_path, teacher):
+    """Twice the same teaches as it does alone, up to rounding; each member's BatchNorms are folded."""
+    metrics = []
+    for name, given in (("alone", teacher), ("twice", (teacher, teacher))):
+        model = "teacher.model=resnet14" if name == "twice" else "teacher.model=resnet8"
+        one = worker(tmp_path / name, model, roles=(Role.STUDENT,), teacher=given)
+        metrics.append(one.train(job(0, 0, roles=(Role.STUDENT,))))
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in one.trainer.frozen_teacher.modules())
+    assert metrics[0]["student/hinton"] == pytest.approx(metrics[1]["student/hinton"], rel=1e-3)
+    assert metrics[0]["student/hinton"] > 0.01
+
+
 def test_coevolving_trains_both_and_the_teacher_by_its_own_training_alone(tmp_path):
     """Its weights, optimiser and BatchNorm buffers are bit-equal to those of a worker that has no student."""
     worker(tmp_path / "both").train(job(0, 0))
