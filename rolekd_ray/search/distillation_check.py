@@ -7,6 +7,7 @@ from rolekd_ray.distill.losses import check_losses, check_options
 from rolekd_ray.distill.registry import known_methods
 from rolekd_ray.errors import ConfigError, unknown_name
 from rolekd_ray.models.zoo import build_network
+from rolekd_ray.roles import Role
 from rolekd_ray.training.data import TrainingData
 from rolekd_ray.training.losses import layer_pairs, new_losses
 

@@ -84,11 +84,14 @@ def evaluate_checkpoint(
     more = robust.metrics(everything=robustness, corruptions=corruptions, layers=layers)
     tell("answers to clean images")
     seconds = None if others else description.get("metrics", {}).get("seconds")
-    clean = _clean_metrics(network, teaching, parts, views)
-    return {"seconds": seconds, "class_names": description["class_names"]} | clean | more
+    return (
+        {"seconds": seconds, "class_names": description["class_names"]}
+        | _clean_metrics(network, teaching, parts, views)
+        | more
+    )
 
 
-def _clean_views(description: Mapping[str, Any]) -> Views:
+def _clean_views(description: dict[str, Any]) -> Views:
     mean, std = torch.tensor(description["mean"]), torch.tensor(description["std"])
     nothing = BaseAugmentationSettings(crop_padding_pixels=0, flip=False, cutout_pixels=0)
     return Views(nothing, SearchSpace("none", ()), mean, std, seed=0)
