@@ -211,9 +211,16 @@ def train(
     if loaded is not None and role not in loaded.roles:
         raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
 
-    from rolekd_ray.search.preflight import check_inputs, check_teacher
+    from rolekd_ray.search.preflight import check_inputs, check_names, check_teacher
     from rolekd_ray.training.final import FinalTraining, train_final
+    from rolekd_ray.training.losses import needs_frozen_teacher
 
+    if teacher is not None and not needs_frozen_teacher(settings.distill.losses):
+        check_names(settings)
+        raise ConfigError(
+            f"--teacher: got {teacher}; expected none, for none of {', '.join(settings.distill.losses)} learns from a "
+            "finished teacher here"
+        )
     data = check_inputs(settings, local=True)
     folder, donor = place(output), place(teacher) if teacher is not None else None
     if donor is not None:
