@@ -35,7 +35,20 @@ def distillation_problems(settings: Settings) -> list[str]:
         problems.append(f"teacher.checkpoint: got a trained network; expected none, for {online[0]} trains a peer")
     if distill.clip_to_task and all(method.distils or not distill.losses[n] for n, method in known.items()):
         problems.append("distill.clip_to_task: got no loss of labels to clip to; expected cross_entropy with a weight")
-    return problems + _layer_problems(settings)
+    return problems + _evolving_problems(settings) + _layer_problems(settings)
+
+
+def _evolving_problems(settings: Settings) -> list[str]:
+    """Return the problem of a labels' weight that may evolve to 0, where distillation is clipped to the labels'."""
+    distill, known = settings.distill, known_methods()
+    labels = {f"losses.{name}" for name in distill.losses if name in known and not known[name].distils}
+    low = {scalar.name: scalar.low for scalar in settings.search_space().scalars if scalar.name in labels}
+    if not distill.clip_to_task or len(low) < len(labels) or not low or max(low.values()) > 0:
+        return []
+    return [
+        f"space.scalars.{name}: got a range from {value:g}; expected one above 0, for distill.clip_to_task clips to it"
+        for name, value in low.items()
+    ]
 
 
 def _layer_problems(settings: Settings) -> list[str]:
