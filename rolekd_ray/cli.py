@@ -3,6 +3,7 @@
 stdout carries results, stderr progress and errors. Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C.
 """
 
+import json
 import logging
 import shlex
 import sys
@@ -35,7 +36,8 @@ EXAMPLE = """Search the augmentation with which a teacher network teaches a stud
       --schedule runs/a1/best/schedule.yaml --teacher runs/a1/best/teacher
   rolekd evaluate net
 
-CONFIG is a YAML file, or the name of one that comes along: quickstart, cifar10_reduced, cifar10_pba, cifar100_rolekd.
+CONFIG is a YAML file, or the name of one that comes along: quickstart, cifar10_reduced, cifar10_pba, cifar100_rolekd,
+cifar100_rk2020.
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=EXAMPLE, rich_markup_mode=None)
@@ -278,20 +280,42 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where the dataset lies now, if it moved.")
     ] = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also attacks, decision boundaries and corruptions: minutes.")
+    ] = False,
+    corruptions: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="CIFAR-10-C's files; default: built-in corruptions.")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="A,B:C", help="Layers to compare with the teacher's (B with its C); default: stages."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="The first N test images, for the last three.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
 ) -> None:
-    """Accuracy, calibration, agreement with a teacher, on test images."""
-    from rolekd_ray.reporting.tables import evaluation_table
+    """Accuracy, calibration, agreement with a teacher, robustness, on test images."""
+    from rolekd_ray.reporting.evaluation_tables import evaluation_tables
     from rolekd_ray.search.evaluation import evaluate_checkpoint
 
     _check_combine(combine, checkpoint, teacher)
-    found = evaluate_checkpoint(
-        tuple(map(place, checkpoint)),
-        role=role,
-        teacher=tuple(map(place, teacher)) or None,
-        combine=(combine or Combine.PROBABILITIES).value,
-        moved=data,
-    )
-    out.print(evaluation_table(" + ".join(checkpoint), found))
+    with progress.status("opening") as status:
+        results = evaluate_checkpoint(
+            tuple(map(place, checkpoint)),
+            role=role,
+            teacher=tuple(map(place, teacher)) or None,
+            combine=(combine or Combine.PROBABILITIES).value,
+            moved=data,
+            robustness=robustness,
+            corruptions=corruptions,
+            layers=_layer_pairs(layers) if layers is not None else None,
+            images=images,
+            tell=status.update if progress.is_terminal else lambda text: _say(progress, text),
+        )
+    if as_json:
+        _say(out, json.dumps(results))
+        return
+    for table in evaluation_tables(" + ".join(checkpoint), results):
+        out.print(table)
 
 
 @app.command()
@@ -380,7 +404,7 @@ def _start(
 
 def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | None = None) -> None:
     from rolekd_ray.reporting.tables import results_table, schedule_table
-    from rolekd_ray.search.pipeline import Pipeline
+    from rolekd_ray.search.pipeline import Pipeline, notes_on
 
     _say(progress, f"run directory: {directory.path}")
     go_on = f"rolekd resume {shlex.quote(str(directory.path))}" + " --local" * local
@@ -402,10 +426,16 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
     places["curves"] = f"tensorboard --logdir {directory.path}"
     for what, where in places.items():
         _say(out, f"{what + ':':<15}{where}")
-    for line in outcome.replaced:
+    for line in [*outcome.replaced, *notes_on(outcome.rows)]:
         _say(progress, f"note: {line}")
     if outcome.dropped:
         raise RolekdError("\n".join(outcome.dropped))
+
+
+def _layer_pairs(text: str) -> list[tuple[str, str]]:
+    """Return pairs of names from `A,B:C`; a name alone stands for a layer that both networks have."""
+    pairs = [part.strip().partition(":") for part in text.split(",")]
+    return [(ours.strip(), theirs.strip() if colon else ours.strip()) for ours, colon, theirs in pairs]
 
 
 def _show_layers(model: str) -> None:

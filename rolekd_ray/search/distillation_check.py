@@ -5,10 +5,11 @@ from torch import nn
 from rolekd_ray.config import Settings
 from rolekd_ray.distill.losses import check_losses, check_options
 from rolekd_ray.distill.registry import known_methods
-from rolekd_ray.errors import unknown_name
+from rolekd_ray.errors import ConfigError, unknown_name
 from rolekd_ray.models.zoo import build_network
+from rolekd_ray.roles import Role
 from rolekd_ray.training.data import TrainingData
-from rolekd_ray.training.losses import new_losses
+from rolekd_ray.training.losses import layer_pairs, new_losses
 
 
 def distillation_problems(settings: Settings) -> list[str]:
@@ -34,7 +35,27 @@ def distillation_problems(settings: Settings) -> list[str]:
         problems.append(f"teacher.checkpoint: got a trained network; expected none, for {online[0]} trains a peer")
     if distill.clip_to_task and all(method.distils or not distill.losses[n] for n, method in known.items()):
         problems.append("distill.clip_to_task: got no loss of labels to clip to; expected cross_entropy with a weight")
-    return problems
+    return problems + _layer_problems(settings)
+
+
+def _layer_problems(settings: Settings) -> list[str]:
+    """Return the problems of layers' names; none while a network's own name is unknown, of which others tell."""
+    known = known_methods()
+    methods = {name: known[name] for name in settings.distill.losses if name in known}
+    if all(method.layers == "none" for method in methods.values()):
+        return []
+    try:
+        student, teacher = (
+            build_network(settings.network(role).model, num_classes=10, channels=3, seed=0)
+            for role in (Role.STUDENT, Role.TEACHER)
+        )
+    except ConfigError:
+        return []
+    try:
+        layer_pairs(methods, settings.distill, student, teacher)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def check_layers(

@@ -5,7 +5,7 @@ Every stage finds what an earlier try left behind and goes on from there, so `re
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -272,6 +272,22 @@ class Pipeline:
         from rolekd_ray.search.final_trainings import train_on_ray
 
         return train_on_ray(trainings, self.settings.slots, storage=self.run.path.absolute() / "tune")
+
+
+def notes_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a person should know of a finished run's table: whether distillation did harm.
+
+    Args:
+        rows: of `Outcome`; none after a search alone.
+    """
+    accuracy = {row["network"]: row["validation_accuracy"] for row in rows}
+    alone, distilled = accuracy.get("student alone"), accuracy.get("student distilled, found schedule")
+    if alone is None or distilled is None or distilled >= alone:
+        return []
+    return [
+        f"distillation ended below the student alone ({distilled:.4f} against {alone:.4f} validation accuracy): "
+        "other losses, weights or temperatures may fit this pair of networks (docs/methods.md); one seed is no proof"
+    ]
 
 
 def schedule_so_far(run: RunDirectory) -> Schedule:

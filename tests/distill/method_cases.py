@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -18,7 +17,7 @@ from rolekd_ray.models.zoo import build_network
 CLASSES, FILE = 10, 40
 IMAGES = (3, 8, 8)
 OURS = (
-    "attention", "correlation_congruence", "dist", "dkd", "fsp", "nst", "pkt", "rkd", "rkd_angle",
+    "attention", "bss", "correlation_congruence", "dist", "dkd", "fsp", "nst", "pkt", "rkd", "rkd_angle",
     "rkd_distance", "similarity",
 )  # fmt: skip
 EVERY = sorted(known_methods())
@@ -49,6 +48,7 @@ def build(name: str, of: Networks) -> Losses:
         return Losses(
             [name],
             layers=layers,
+            options={"bss": {"steps": 2}},
             built_with={
                 "shapes_student": feature_shapes(of.student, student, channels=3, image_size=IMAGES[1:]),
                 "shapes_teacher": feature_shapes(of.teacher, teacher, channels=3, image_size=IMAGES[1:]),
@@ -107,12 +107,3 @@ def loss_and_gradients(name: str, losses: Losses, outputs: Outputs) -> tuple[Ten
     places = leaves(losses, outputs)
     found = torch.autograd.grad(loss, places, allow_unused=True)
     return loss.detach(), [torch.zeros_like(p) if g is None else g for p, g in zip(places, found, strict=True)]
-
-
-def with_labels_right(outputs: Outputs) -> Outputs:
-    """The same with both networks right on every image, as BSS asks of those it attacks."""
-    sure = 5.0 * nn.functional.one_hot(outputs.labels, CLASSES)
-    return replace(
-        outputs, logits_student=(outputs.logits_student.detach() + sure).requires_grad_(),
-        logits_teacher=outputs.logits_teacher + 2 * sure,
-    )  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,6 +81,34 @@ def assert_no_sync(losses: Losses, student: Shapes, teacher: Shapes, n: int = 6,
         own = [torch.empty(n, *shape, requires_grad=True) for shape in student]
         of = outputs(own, [torch.empty(n, *shape) for shape in teacher], **about)
         loss_of(losses, of).backward()
+
+
+def singular(feature: np.ndarray, count: int) -> list[np.ndarray]:
+    """Right-singular vectors that carry more than 1e-5 of what is left, signs as `singular_vectors` has them."""
+    matrix = feature.reshape(len(feature), -1)  # (C, positions)
+    by_channels = matrix.shape[0] <= matrix.shape[1]
+    squares, vectors = np.linalg.eigh(matrix @ matrix.T if by_channels else matrix.T @ matrix)
+    found = []
+    for place in reversed(range(len(squares))):
+        if squares[: place + 1].sum() > 1e-5 * squares.sum() and len(found) < count:
+            vector = vectors[:, place] * np.sign(vectors[np.abs(vectors[:, place]).argmax(), place])
+            found.append(vector if by_channels else matrix @ vector / np.linalg.norm(matrix @ vector))
+    return found
+
+
+def aligned_by_loop(
+    losses: Losses, own: list[Tensor], wanted: list[Tensor]
+) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """Per layer and image (student's vector, teacher's)."""
+    (regressors,), layers = losses.regressors.values(), []
+    for regressor, features, targets in zip(regressors, own, wanted, strict=True):
+        pairs = []
+        for feature, target in zip(regressor(features).detach().numpy(), targets.numpy(), strict=True):
+            first = singular(target, 1)[0]
+            near = max(singular(feature, 4), key=lambda v: abs(v @ first))
+            pairs.append((near * np.sign(near @ first), first))
+        layers.append(pairs)
+    return layers
 
 
 class TinyNetwork(nn.Module):
