@@ -7,6 +7,7 @@ import pytest
 import torch
 from cli_helpers import TINY, assert_refused, options, rolekd, tree, write_images, write_network, write_schedule
 
+from rolekd_ray.search import evaluation
 from rolekd_ray.search.evaluation import evaluate_checkpoint
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description
 
@@ -50,9 +51,20 @@ def test_an_ensemble_teaches_and_is_what_agreement_is_measured_with():
     assert not torch.equal(*trees)
 
 
-def test_an_ensemble_is_evaluated():
-    found = rolekd("evaluate a b --combine logits")
-    assert found.code == 0 and found.out.startswith("a + b\n") and "accuracy" in found.out
+def test_ensembles_are_evaluated_and_compared_with(monkeypatch):
+    asked = []
+    real = evaluation.evaluate_checkpoint
+
+    def spy(folder, **options):
+        asked.append((folder, options["teacher"], options["combine"]))
+        return real(folder, **options)
+
+    monkeypatch.setattr(evaluation, "evaluate_checkpoint", spy)
+    found = rolekd("evaluate a b --teacher b --teacher a --combine logits")
+    assert found.code == 0 and found.out.startswith("a + b\n") and "agreement with teacher" in found.out
+    assert rolekd("evaluate a").code == 0
+    a, b = Path("a"), Path("b")
+    assert asked == [((a, b), (b, a), "logits"), ((a,), None, "probabilities")]
 
 
 def test_assistants_and_generations_end_in_the_output_and_the_same_again_trains_nothing():
@@ -134,6 +146,8 @@ def test_a_whole_run_with_an_ensemble_as_the_given_teacher():
     expected = evaluate_checkpoint((Path("a"), Path("b")), combine="logits")
     assert {key: rows[0][key] for key in expected} == expected
     assert "test_teacher_agreement" in rows[-1]
+    states = list(Path("runs/r/states").iterdir())
+    assert states and all("student/hinton" in read_description(state)["metrics"] for state in states)
     about = read_description(Path("runs/r/best/student"))
     assert about["teacher"] == [str(Path(name).absolute()) for name in "ab"] and about["combine"] == "logits"
     assert not Path("runs/r/best/teacher").exists() and not Path("runs/r/teacher").exists()

@@ -297,6 +297,8 @@ def test_several_frozen_teachers_of_other_networks_than_the_settings_name(tmp_pa
         assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in one.trainer.frozen_teacher.modules())
     assert metrics[0]["student/hinton"] == pytest.approx(metrics[1]["student/hinton"], rel=1e-3)
     assert metrics[0]["student/hinton"] > 0.01
+    by_logits = worker(tmp_path, "teacher.combine=logits", roles=(Role.STUDENT,), teacher=(teacher, teacher))
+    assert [one.trainer.frozen_teacher.combine, by_logits.trainer.frozen_teacher.combine] == ["probabilities", "logits"]
 
 
 def test_coevolving_trains_both_and_the_teacher_by_its_own_training_alone(tmp_path):
