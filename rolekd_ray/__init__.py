@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rolekd_ray.roles import Role
     from rolekd_ray.search.evaluation import evaluate_checkpoint
     from rolekd_ray.search.pipeline import Outcome, resume_run, start_run
+    from rolekd_ray.training.chain import chain_of, train_chain
     from rolekd_ray.training.final import FinalTraining, train_final
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "SearchSpace",
     "Segment",
     "Settings",
+    "chain_of",
     "evaluate_checkpoint",
     "import_schedule",
     "load_schedule",
@@ -36,6 +38,7 @@ __all__ = [
     "load_space",
     "resume_run",
     "start_run",
+    "train_chain",
     "train_final",
 ]
 
@@ -48,6 +51,7 @@ _HOMES = {
     "roles": ("Role",),
     "search.evaluation": ("evaluate_checkpoint",),
     "search.pipeline": ("Outcome", "resume_run", "start_run"),
+    "training.chain": ("chain_of", "train_chain"),
     "training.final": ("FinalTraining", "train_final"),
 }
 

@@ -3,6 +3,7 @@
 stdout carries results, stderr progress and errors. Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C.
 """
 
+import json
 import logging
 import shlex
 import sys
@@ -60,6 +61,13 @@ class ImportFormat(StrEnum):
     RAY = "ray"
 
 
+class Combine(StrEnum):
+    """How several checkpoints answer as one."""
+
+    PROBABILITIES = "probabilities"
+    LOGITS = "logits"
+
+
 class Variant(StrEnum):
     """How a schedule is replayed."""
 
@@ -82,6 +90,7 @@ Name = Annotated[str | None, typer.Option(help="Name of the run; default: the ti
 Seed = Annotated[int | None, typer.Option(help="Run seed; the same as --set seed=N.")]
 Local = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: stdout.")]
+Combined = Annotated[Combine | None, typer.Option(help="Of several checkpoints: which mean; default: probabilities.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its address: s3://bucket/prefix/run.")]
 
 
@@ -194,65 +203,126 @@ def train(
     overrides: Overrides = [],  # noqa: B006
     seed: Seed = None,
     teacher: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Checkpoint to distil from; default: labels.")
+        list[str],
+        typer.Option(metavar="FOLDER", help="Checkpoint to distil from; default: labels. Repeatable: an ensemble."),
+    ] = [],  # noqa: B006
+    combine: Combined = None,
+    assistant: Annotated[
+        list[str],
+        typer.Option(metavar="MODEL", help="Network between teacher and student. Repeatable: large to small."),
+    ] = [],  # noqa: B006
+    generations: Annotated[
+        int, typer.Option(help="Of the student, each taught by the one before; the last is the result.")
+    ] = 1,
+    residual: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Network that learns what the student lacks; both are the result."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length; default: the configuration's.")] = None,
     model: Annotated[str | None, typer.Option(help="Another network than the configuration's.")] = None,
     variant: Annotated[Variant, typer.Option(help="flattened: order lost; last: its last policy.")] = Variant.ORDERED,
 ) -> None:
     """Replay a schedule on full data, another network, another length."""
-    from rolekd_ray.errors import CheckpointError
     from rolekd_ray.policy.schedule import load_schedule
 
     extra = [f"final.epochs={epochs}"] * (epochs is not None) + [f"{role}.model={model}"] * (model is not None)
+    extra += [f"teacher.combine={combine}"] * (combine is not None)
     settings = _settings(config, [*overrides, *extra], seed)
-    if role == Role.TEACHER and teacher is not None:
-        raise ConfigError("--teacher: a teacher learns from labels alone; expected none")
+    if role == Role.TEACHER:
+        _check_teacher_alone(teacher=teacher, assistant=assistant, generations=generations != 1, residual=residual)
+    _check_combine(combine, teacher)
     loaded = _variant(load_schedule(schedule), variant) if schedule is not None else None
     if loaded is not None and role not in loaded.roles:
         raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
 
-    from rolekd_ray.search.preflight import check_inputs, check_teacher
+    from rolekd_ray.search.preflight import check_inputs, check_links, check_names, check_teachers
+    from rolekd_ray.training.chain import chain_of, check_chain, train_chain
     from rolekd_ray.training.conditions import condition_lines, describe_run_images
-    from rolekd_ray.training.final import FinalTraining, train_final
+    from rolekd_ray.training.final import FinalTraining
+    from rolekd_ray.training.losses import needs_frozen_teacher
 
-    data = check_inputs(settings, local=True)
-    folder, donor = place(output), place(teacher) if teacher is not None else None
-    if donor is not None:
-        check_teacher(donor, settings.data, data)
+    folder, teachers = place(output), tuple(map(place, teacher))
+    wanted = FinalTraining(settings, role, folder, loaded, teachers or None)
+    trainings = [wanted]
+    if role == Role.STUDENT:
+        trainings = chain_of(wanted, assistants=assistant, generations=generations, residual=residual)
+    if teachers and not needs_frozen_teacher(settings.distill.losses):
+        check_names(settings, layers=False)
+        raise ConfigError(
+            f"--teacher: got {', '.join(teacher)}; expected none, for none of {', '.join(settings.distill.losses)} "
+            "learns from a finished teacher here"
+        )
+    data = check_inputs(settings, local=True, layers=False)  # they depend on the teacher that is given here
+    check_teachers(teachers, settings.data, data)
+    if role == Role.STUDENT:
+        check_links(trainings, data)
     check_storage(folder)
-    training = FinalTraining(settings, role, folder, loaded, donor)
-    plan = training.plan()
-    if folder.exists() and not training.finished(plan):
-        raise CheckpointError(f"{output}: exists and is not this training; expected a new folder")
+    check_chain(trainings)
     for line in condition_lines(describe_run_images(data, settings)["final"]):
         _say(progress, line)
     try:
-        with progress.status(f"training {settings.network(role).model} for {training.epochs} epochs"):
-            metrics = train_final(training)
+        with progress.status("") as status:
+            metrics = train_chain(
+                trainings,
+                lambda t: status.update(f"training {t.settings.network(role).model} for {t.epochs} epochs: {t.folder}"),
+            )
     except KeyboardInterrupt:
         _stopped("the same command again")
-    _say(out, f"validation accuracy {metrics['validation_accuracy']:.4f}, {metrics['seconds']:.1f} s; {output}")
+    for training, found in zip(trainings, metrics):
+        where = output if training.folder == folder else training.folder
+        _say(out, f"validation accuracy {found['validation_accuracy']:.4f}, {found['seconds']:.1f} s; {where}")
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A network's checkpoint, or a member's state in a run.")],
+    checkpoint: Annotated[
+        list[str],
+        typer.Argument(help="A network's checkpoint, or a member's state in a run; of several the ensemble."),
+    ],
     role: Annotated[Role, typer.Option(help="Whose network, where there are two.")] = Role.STUDENT,
-    teacher: Annotated[str | None, typer.Option(metavar="FOLDER", help="Checkpoint to compare answers with.")] = None,
+    teacher: Annotated[
+        list[str], typer.Option(metavar="FOLDER", help="Checkpoint to compare answers with. Repeatable: an ensemble.")
+    ] = [],  # noqa: B006
+    combine: Combined = None,
     data: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where the dataset lies now, if it moved.")
     ] = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also attacks, decision boundaries and corruptions: minutes.")
+    ] = False,
+    corruptions: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="CIFAR-10-C's files; default: built-in corruptions.")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="A,B:C", help="Layers to compare with the teacher's (B with its C); default: stages."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="The first N test images, for the last three.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
 ) -> None:
-    """Accuracy, calibration, agreement with a teacher, on test images."""
-    from rolekd_ray.reporting.tables import evaluation_table
+    """Accuracy, calibration, agreement with a teacher, robustness, on test images."""
+    from rolekd_ray.reporting.evaluation_tables import evaluation_tables
     from rolekd_ray.search.evaluation import evaluate_checkpoint
 
-    named = place(teacher) if teacher is not None else None
-
-    out.print(
-        evaluation_table(checkpoint, evaluate_checkpoint(place(checkpoint), role=role, teacher=named, moved=data))
-    )
+    _check_combine(combine, checkpoint, teacher)
+    with progress.status("opening") as status:
+        results = evaluate_checkpoint(
+            tuple(map(place, checkpoint)),
+            role=role,
+            teacher=tuple(map(place, teacher)) or None,
+            combine=(combine or Combine.PROBABILITIES).value,
+            moved=data,
+            robustness=robustness,
+            corruptions=corruptions,
+            layers=_layer_pairs(layers) if layers is not None else None,
+            images=images,
+            tell=status.update if progress.is_terminal else lambda text: _say(progress, text),
+        )
+    if as_json:
+        _say(out, json.dumps(results))
+        return
+    for table in evaluation_tables(" + ".join(checkpoint), results):
+        out.print(table)
 
 
 @app.command()
@@ -341,7 +411,7 @@ def _start(
 
 def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | None = None) -> None:
     from rolekd_ray.reporting.tables import results_table, schedule_table
-    from rolekd_ray.search.pipeline import Pipeline
+    from rolekd_ray.search.pipeline import Pipeline, notes_on
 
     _say(progress, f"run directory: {directory.path}")
     go_on = f"rolekd resume {shlex.quote(str(directory.path))}" + " --local" * local
@@ -363,10 +433,16 @@ def _execute(directory: "RunDirectory", verb: str, local: bool, epochs: int | No
     places["curves"] = f"tensorboard --logdir {directory.path}"
     for what, where in places.items():
         _say(out, f"{what + ':':<15}{where}")
-    for line in outcome.replaced:
+    for line in [*outcome.replaced, *notes_on(outcome.rows)]:
         _say(progress, f"note: {line}")
     if outcome.dropped:
         raise RolekdError("\n".join(outcome.dropped))
+
+
+def _layer_pairs(text: str) -> list[tuple[str, str]]:
+    """Return pairs of names from `A,B:C`; a name alone stands for a layer that both networks have."""
+    pairs = [part.strip().partition(":") for part in text.split(",")]
+    return [(ours.strip(), theirs.strip() if colon else ours.strip()) for ours, colon, theirs in pairs]
 
 
 def _show_layers(model: str) -> None:
@@ -406,6 +482,16 @@ def _best_schedule(path: Place) -> "Schedule":
     from rolekd_ray.search.run_directory import open_run
 
     return schedule_so_far(open_run(path))
+
+
+def _check_teacher_alone(**options: object) -> None:
+    if given := [f"--{name}" for name, value in options.items() if value]:
+        raise ConfigError(f"{', '.join(given)}: a teacher learns from labels alone; expected none")
+
+
+def _check_combine(combine: Combine | None, *given: list[str]) -> None:
+    if combine is not None and all(len(checkpoints) < 2 for checkpoints in given):
+        raise ConfigError(f"--combine: got {combine.value!r} and no two checkpoints to combine; expected several")
 
 
 def _fill(path: Place) -> dict[str, list[int]]:

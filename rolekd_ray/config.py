@@ -26,7 +26,7 @@ from rolekd_ray.errors import ConfigError, SearchSpaceError, suggest, unknown_na
 from rolekd_ray.files import dump_yaml, parse_yaml, read_yaml
 from rolekd_ray.policy.space import SearchSpace, find_searchspace, load_space, parse_space
 from rolekd_ray.roles import Role
-from rolekd_ray.storage import Place, place
+from rolekd_ray.storage import Place, place, places
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -112,12 +112,39 @@ class DataSettings(Section):
     """Fewer training images of later classes; validation and test stay as they are."""
 
 
+def _one_or_several(where: object) -> Place | tuple[Place, ...]:
+    """Read a checkpoint's place, or a list of them."""
+    if not isinstance(where, list | tuple):
+        return place(where)
+    if not where:
+        raise ValueError("expected a place or a list of at least one")
+    return tuple(map(place, where))
+
+
+def _as_text(where: Place | tuple[Place, ...]) -> str | list[str]:
+    return list(map(str, where)) if isinstance(where, tuple) else str(where)
+
+
 class NetworkSettings(Section):
     """One role's network."""
 
     model: str
-    checkpoint: Annotated[Place, PlainValidator(place), PlainSerializer(str)] | None = None
+    checkpoint: (
+        Annotated[Place | tuple[Place, ...], PlainValidator(_one_or_several), PlainSerializer(_as_text)] | None
+    ) = None
     """A trained network of this architecture; the role is then neither searched nor trained."""
+
+    @property
+    def checkpoints(self) -> tuple[Place, ...]:
+        """Each place that `checkpoint` names."""
+        return places(self.checkpoint)
+
+
+class TeacherSettings(NetworkSettings):
+    """The teacher's network. Several checkpoints teach as one, an ensemble; `model` then says nothing about them."""
+
+    combine: Literal["probabilities", "logits"] = "probabilities"
+    """What several checkpoints' answers become: the mean of their probabilities, or of their logits."""
 
 
 class TrainingSettings(Section):
@@ -261,7 +288,7 @@ class Settings(Section):
     """Where the settings come from: a paper, its code, or a sentence."""
     seed: int = 0
     data: DataSettings = DataSettings()
-    teacher: NetworkSettings = NetworkSettings(model="resnet20")
+    teacher: TeacherSettings = TeacherSettings(model="resnet20")
     student: NetworkSettings = NetworkSettings(model="resnet8")
     training: TrainingSettings = TrainingSettings()
     distill: DistillSettings = DistillSettings()
@@ -276,6 +303,8 @@ class Settings(Section):
     def _consistent(self) -> "Settings":
         if self.student.checkpoint is not None:
             raise ValueError("student.checkpoint: the student is what a run trains; expected none")
+        if len(self.teacher.checkpoints) == 1 and self.teacher.combine != "probabilities":
+            raise ValueError(f"teacher.combine: got {self.teacher.combine!r} for one checkpoint; expected several")
         if self.search.protocol == "coevolve" and self.teacher.checkpoint is not None:
             raise ValueError(
                 "teacher.checkpoint: a given teacher cannot co-evolve; expected search.protocol: sequential"
@@ -350,14 +379,19 @@ def parse_settings(data: Mapping[str, Any], *, where: str, name: str = "inline")
 
 def _with_absolute_paths(settings: Settings) -> Settings:
     data, teacher = settings.data, settings.teacher
+    checkpoint = _absolute(teacher.checkpoint) if teacher.checkpoint is not None else None
     return settings.model_copy(
         update={
             "data": data.model_copy(update={"path": data.path and data.path.expanduser().absolute()}),
-            "teacher": teacher.model_copy(
-                update={"checkpoint": teacher.checkpoint and teacher.checkpoint.expanduser().absolute()}
-            ),
+            "teacher": teacher.model_copy(update={"checkpoint": checkpoint}),
         }
     )
+
+
+def _absolute(checkpoint: Place | tuple[Place, ...]) -> Place | tuple[Place, ...]:
+    if isinstance(checkpoint, tuple):
+        return tuple(where.expanduser().absolute() for where in checkpoint)
+    return checkpoint.expanduser().absolute()
 
 
 def settings_text(settings: Settings) -> str:

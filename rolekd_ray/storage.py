@@ -174,6 +174,13 @@ def place(where: object) -> Place:
     return ObjectPath(parts.scheme, str(PurePosixPath(parts.netloc, parts.path.strip("/"))), parts.query)
 
 
+def places(where: Place | tuple[Place, ...] | None) -> tuple[Place, ...]:
+    """Return what may be no place, one or several, as several."""
+    if where is None:
+        return ()
+    return where if isinstance(where, tuple) else (where,)
+
+
 SECRETS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws/credentials, or an instance's role"
 
 

@@ -74,6 +74,45 @@ SETTINGS = {
         "cross_entropy",
         "Did you mean 'hinton'?",
     ),
+    "unknown layer": (
+        "--set 'distill={losses: {hint: 1}, layers: {hint: {student: [stagee2], teacher: [stage2]}}}'",
+        "distill.layers.hint.student",
+        "'stagee2'",
+        "Did you mean 'stage",
+    ),
+    "unequal numbers of layers": (
+        "--set 'distill={losses: {hint: 1}, layers: {hint: {student: [stage1, stage2], teacher: [stage2]}}}'",
+        "distill.layers.hint",
+        "teacher: got 1 layers; expected 2, as many as the student's",
+    ),
+    "layers for a method that has none": (
+        "--set 'distill.layers={hinton: {student: [stage1], teacher: [stage2]}}'",
+        "distill.layers",
+        "'hinton'",
+    ),
+    "an option of another type": (
+        "--set 'distill.options={hinton: {squared_temperature: 3}}'",
+        "distill.options.hinton.squared_temperature: got 3; expected true or false",
+    ),
+    "an unknown option": (
+        "--set 'distill.options={hinton: {squared_temprature: true}}'",
+        "distill.options.hinton",
+        "Did you mean 'squared_temperature'?",
+    ),
+    "clipping to no labels": (
+        "--set 'distill={losses: {hinton: 1}, clip_to_task: true}'",
+        "distill.clip_to_task",
+        "expected cross_entropy with a weight",
+    ),
+    "clipping to labels whose weight may evolve to nothing": (
+        "--set 'distill={losses: {cross_entropy: 1, hinton: 1}, clip_to_task: true}' "
+        "--set 'space.scalars={losses.cross_entropy: {initial: 1, range: [0, 2]}}'",
+        "space.scalars.losses.cross_entropy: got a range from 0; expected one above 0",
+    ),
+    "fewer branches than two": (
+        "--set 'distill={losses: {cross_entropy: 1, one: 1}, options: {one: {branches: 1}}}'",
+        "distill.options.one.branches: got 1; expected at least 2",
+    ),
     "unknown scalar": (
         "--set 'space.scalars.temprature={initial: 4, range: [1, 8]}'",
         "space.scalars",
@@ -118,6 +157,37 @@ SETTINGS = {
     ),
     "negative seed of the split": ("--set data.split_seed=-1", "data.split_seed", "-1", "at least 0"),
 }
+
+
+MANY = """
+  --set 'distill.losses={cross_entropy: 1, hint: 1, vid: 1, mutual: 1, attention: 1}'
+  --set distill.view_mode=%s --set teacher.checkpoint=net --set student.model=resnet18
+  --set 'distill.layers={hint: {student: [layr2], teacher: [stage9]}, hintt: {student: [a], teacher: [b]}}'
+  --set 'distill.options={mutual: {temprature: 1}, cosine: {a: 1}, hint: {temperature: 2.0}}'
+"""
+
+
+@pytest.mark.parametrize("verb", ["check quickstart", "run --local"])
+@pytest.mark.parametrize("view_mode", ["independent", "teacher_clean"])
+def test_all_problems_of_a_distillation_are_told_at_once(verb, view_mode):
+    refused = assert_refused(
+        lambda: rolekd(f"{verb} {MANY % view_mode}"),
+        f"distill.view_mode: got '{view_mode}'; expected shared_student or shared_teacher for hint",
+        f"distill.view_mode: got '{view_mode}'; expected shared_student or shared_teacher for vid",
+        "distill.layers.hint.student: unknown layer 'layr2'",
+        "Did you mean 'layer2'?",
+        "distill.layers.hint.teacher: unknown layer 'stage9'",
+        "distill.layers: unknown method of distill.losses with layers 'hintt'",
+        "distill.layers.attention: got none; expected names of layers",
+        "rolekd check --layers MODEL lists them",
+        "distill.layers.vid: got none",
+        "distill.options.mutual: unknown option 'temprature'",
+        "distill.options: unknown method of distill.losses 'cosine'",
+        "distill.options.hint: got 'temperature'; expected nothing, for it has no options",
+        f"distill.view_mode: got '{view_mode}'; expected shared_student or shared_teacher for attention",
+        "teacher.checkpoint: got a trained network; expected none, for mutual trains a peer",
+    )
+    assert len([line for line in refused.err.splitlines() if line.startswith("error: ")]) == 12
 
 
 @pytest.mark.parametrize("case", SETTINGS)
@@ -360,6 +430,11 @@ class TestTraining:
     def test_a_teacher_for_the_teacher(self):
         write_network(Path("net"))
         assert_refused(lambda: rolekd("train teacher -o out --teacher net"), "--teacher", "expected none")
+
+    @pytest.mark.parametrize("losses", ["cross_entropy: 1", "cross_entropy: 1, mutual: 1"])
+    def test_a_teacher_that_nothing_learns_from(self, losses):
+        words = f"train student -o out --teacher net --set 'distill.losses={{{losses}}}'"
+        assert_refused(lambda: rolekd(words), "--teacher: got net; expected none", losses.split(":")[0])
 
     def test_unknown_network(self):
         assert_refused(

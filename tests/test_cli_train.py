@@ -56,6 +56,23 @@ def test_both_roles_with_schedule_teacher_other_length_and_network():
     assert accuracy[1] == f"{student['metrics']['validation_accuracy']:.4f}"
 
 
+def test_robustness_as_tables_and_as_json():
+    trained("teacher", "teacher", "--epochs", 1)
+    trained("student", "student", "--teacher", "teacher", "--epochs", 1)
+    words = ("evaluate", "student", "--robustness", "--images", 5, "--layers", "stage1, stage2:stage3")
+    shown, plain = rolekd(*words), rolekd(*words, "--json")
+    assert shown.code == plain.code == 0, shown.err + plain.err
+    found = json.loads(plain.out)
+    assert found["robust_images"] == 5 and "decision boundaries" in plain.err
+    assert [(pair["student"], pair["teacher"]) for pair in found["cka"]] == [("stage1", "stage1"), ("stage2", "stage3")]
+    for value in (found["pgd_accuracy"], found["corruption_accuracy"], found["cka"][1]["cka"]):
+        assert f"{value:.4f}" in shown.out
+    assert "5 images" in shown.out and "boundaries: MagSim" in shown.out
+    for option, said in (("--layers stage9", "unknown layer 'stage9'"), ("--corruptions gone", "3 channels")):
+        refused = rolekd(f"evaluate student {option}")
+        assert (refused.code, refused.out) == (2, "") and said in refused.err.splitlines()[-1]
+
+
 def test_what_is_replayed_makes_the_network():
     """Schedule, its variants, teacher and seed each change the weights; the clock does not."""
     schedule, net = write_schedule(Path("mine.yaml")), write_network(Path("net"))

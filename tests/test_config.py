@@ -13,6 +13,7 @@ from rolekd_ray.errors import ConfigError, InputError
 from rolekd_ray.files import parse_yaml, read_yaml
 from rolekd_ray.policy.space import load_space, searchspaces_folder
 from rolekd_ray.roles import Role
+from rolekd_ray.storage import ObjectPath
 
 SHIPPED = sorted(searchspaces_folder().glob("*.yaml"))
 
@@ -69,9 +70,17 @@ def test_relative_paths_are_read_from_the_current_folder_once_and_for_all(tmp_pa
     settings = load_settings("quickstart", ["data.path=some/folder", "teacher.checkpoint=~/net"])
     assert settings.data.path == tmp_path / "some" / "folder"
     assert settings.teacher.checkpoint == tmp_path / "home" / "net"
-    (tmp_path / "config.yaml").write_text(settings_text(settings))
-    monkeypatch.chdir("/")
-    assert load_settings(tmp_path / "config.yaml") == settings, "a run can be gone on with from anywhere"
+    several = load_settings("quickstart", ["teacher.checkpoint=[~/net, here, s3://bucket/net]"])
+    assert several.teacher.checkpoint == (
+        tmp_path / "home" / "net",
+        tmp_path / "here",
+        ObjectPath("s3", "bucket/net"),
+    )
+    for found in (settings, several):
+        (tmp_path / "config.yaml").write_text(settings_text(found))
+        with monkeypatch.context() as elsewhere:
+            elsewhere.chdir("/")
+            assert load_settings(tmp_path / "config.yaml") == found, "a run can be gone on with from anywhere"
 
 
 def test_final_trainings_are_as_long_as_the_search_unless_told():
@@ -282,6 +291,13 @@ def test_all_problems_are_reported_at_once():
 def test_contradictions_are_refused():
     assert problems("student: {model: resnet8, checkpoint: net}") == [
         "mine.yaml: student.checkpoint: the student is what a run trains; expected none"
+    ]
+    for one in ("net", "[net]"):
+        assert problems(f"teacher: {{model: resnet8, checkpoint: {one}, combine: logits}}") == [
+            "mine.yaml: teacher.combine: got 'logits' for one checkpoint; expected several"
+        ]
+    assert problems("teacher: {model: resnet8, checkpoint: []}") == [
+        "mine.yaml: teacher.checkpoint: got []; expected a place or a list of at least one."
     ]
     (found,) = problems("{teacher: {model: resnet8, checkpoint: net}, search: {protocol: coevolve}}")
     assert found.startswith("mine.yaml: teacher.checkpoint: a given teacher cannot co-evolve; expected search.protocol")

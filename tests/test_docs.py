@@ -1,9 +1,11 @@
 """What the documents say exists."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from cli_helpers import TINY, environment, options, rolekd, rolekd_process, write_network
 
 import rolekd_ray
 
@@ -49,3 +51,47 @@ def test_every_search_space_names_its_source_and_passes_check():
         settings = load_settings(name)
         assert settings.source
         check_names(settings)
+
+
+def test_your_own_method_is_ten_lines_that_work(tmp_path, monkeypatch):
+    """The README's very lines, as a user has them: a file beside which `rolekd` is called."""
+    from rolekd_ray.distill import registry
+    from rolekd_ray.distill.losses import Losses
+
+    section = (ROOT / "README.md").read_text().split("## Your own method")[1].split("\n## ")[0]
+    lines, command = (re.search(rf"```{kind}\n(.*?)```", section, re.S)[1] for kind in ("python", "bash"))
+    assert len(lines.splitlines()) <= 10
+    losses = re.search(r"--set '(distill\.losses=.*?)'", command)[1]
+    assert command.startswith("PYTHONPATH=. ROLEKD_METHODS=my_methods rolekd run --set ")
+    (tmp_path / "my_methods.py").write_text(lines)
+
+    given = ["--set", losses, *options(TINY | {"final.epochs": 1})]
+    path = f".:{ROOT}"
+    shown = rolekd_process(
+        "check", "quickstart", *given, cwd=tmp_path, env=environment(PYTHONPATH=path, ROLEKD_METHODS="my_methods")
+    )
+    assert shown.code == 0 and "cosine: 10" in shown.out, shown
+    unknown = rolekd("check", "quickstart", *given)
+    assert unknown.code == 2 and "unknown loss 'cosine'" in unknown.err, unknown
+
+    registry.known_methods()
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # the others' registry stays as it was
+    monkeypatch.setenv("ROLEKD_METHODS", "my_methods")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_methods", raising=False)
+    computed, real = [], Losses.forward
+    monkeypatch.setattr(Losses, "forward", lambda *a: (computed.append(real(*a)), computed[-1])[1])
+    teacher = write_network(tmp_path / "teacher", "resnet8x4")
+    trained = rolekd(
+        "train", "student", "-o", tmp_path / "net", "--teacher", teacher, *given, "--set", "teacher.model=resnet8x4"
+    )
+    assert trained.code == 0 and "validation accuracy" in trained.out, trained
+    assert computed and all(set(found) == {"cross_entropy", "cosine"} for found in computed)
+    assert computed[0]["cosine"].requires_grad
+
+    import my_methods  # pyright: ignore
+
+    my_methods.test_cosine()
+    with pytest.raises(AssertionError):
+        monkeypatch.setattr(my_methods, "cosine", lambda *a: my_methods.torch.ones(()))
+        my_methods.test_cosine()

@@ -85,6 +85,12 @@ def test_a_checkpoint_does_not_say_which_server_is_asked(tmp_path):
         folder, description=content["description"] | {"teacher": "s3://theirs/x?endpoint_override=http://127.0.0.1:1"}
     )
     assert "test_teacher_agreement" not in evaluate_checkpoint(folder)
+    theirs = "s3://theirs/x?endpoint_override=http://127.0.0.1:1"
+    for named in ([theirs], [str(folder), theirs], [theirs, str(folder)]):  # nor do an ensemble's members
+        forge(folder, description=content["description"] | {"teacher": named})
+        assert "test_teacher_agreement" not in evaluate_checkpoint(folder)
+    forge(folder, description=content["description"] | {"teacher": [str(folder), str(folder)], "combine": "other"})
+    assert evaluate_checkpoint(folder)["test_teacher_agreement"] == 1
 
 
 EVIL = "!!python/object/apply:os.system ['touch {file}']"

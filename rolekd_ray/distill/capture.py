@@ -33,10 +33,10 @@ class Capture:
         self.layers = list(dict.fromkeys(layers))
         self._found: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
-        modules = dict(network.named_modules())
-        problems = [problem for layer in self.layers if (problem := _problem(modules, layer))]
+        problems = layer_problems(network, self.layers)
         if problems:
             raise ConfigError(*problems)
+        modules = dict(network.named_modules())
         self._places = {layer: _resolve(modules, layer) for layer in self.layers}
 
     @property
@@ -76,6 +76,17 @@ class Capture:
         self._found[layer] = _tensor(layer, value, part)
 
 
+def layer_problems(network: nn.Module, layers: Iterable[str], where: str = "layers") -> list[str]:
+    """Return the problems of layers that a network does not have."""
+    modules, problems = dict(network.named_modules()), []
+    for layer in layers:
+        try:
+            _resolve(modules, layer)
+        except KeyError:
+            problems.append(unknown_name(where, "layer", layer, [name for name in modules if name]))
+    return problems
+
+
 def _tensor(layer: str, value: Any, part: str | None) -> Tensor:
     """Return the tensor, or the named part of a tuple or a dict."""
     if isinstance(value, Tensor) and part is None:
@@ -99,11 +110,3 @@ def _resolve(modules: Mapping[str, nn.Module], layer: str) -> tuple[nn.Module, b
         layer, part = match["layer"], match["part"]
     is_input = layer not in modules and layer.endswith(INPUT)
     return modules[layer.removesuffix(INPUT) if is_input else layer], is_input, part
-
-
-def _problem(modules: Mapping[str, nn.Module], layer: str) -> str | None:
-    try:
-        _resolve(modules, layer)
-    except KeyError:
-        return unknown_name("layers", "layer", layer, [name for name in modules if name])
-    return None

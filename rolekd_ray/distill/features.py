@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rolekd_ray.errors import ConfigError
 
 TINY = 1e-12
+_ROUNDINGS = 8
 Pool = Callable[[Tensor, Any], Tensor]
 
 
@@ -22,6 +23,16 @@ def unit(vectors: Tensor, dim: int = 1) -> Tensor:
     lengths = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     long = lengths > TINY
     return vectors * torch.where(long, 1 / torch.where(long, lengths, 1.0), 0.0)
+
+
+def centred(rows: Tensor) -> Tensor:
+    """Return rows (N, K) minus their means; those whose spread is but rounding become 0 and get no gradient.
+
+    Else `unit` would make whole vectors of the rounding of equal values, with gradients of its inverse.
+    """
+    found = rows - rows.mean(dim=1, keepdim=True)
+    spread, size = (torch.linalg.vector_norm(values, dim=1, keepdim=True) for values in (found, rows))
+    return torch.where(spread > _ROUNDINGS * torch.finfo(rows.dtype).eps * size, found, 0.0)
 
 
 def vector_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

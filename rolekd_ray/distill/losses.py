@@ -24,7 +24,8 @@ class Losses(nn.Module):
         names: methods.
         options: of methods, beside their defaults.
         layers: of methods that take features, as `Capture` names them, or `logits`.
-        standardise: whether methods that soften both networks' logits are given standardised ones.
+        standardise: whether methods that soften both networks' logits, that is take both and a temperature, are given
+            standardised ones. Not `cross_entropy`, whose logits face labels, nor `one`, whose branches share a trunk.
         built_with: values for constructors, by names of `registry.BUILT_WITH`; shapes by layer name instead:
             `shapes_student` and `shapes_teacher` map layers to shapes.
 
@@ -117,7 +118,9 @@ class Losses(nn.Module):
         if not name.startswith("features_"):
             value = getattr(outputs, name)
             softened = {"logits_student", "logits_teacher", "temperature"} <= set(method.takes)
-            return standardised(value) if self.standardise and softened and name.startswith("logits_") else value
+            if self.standardise and softened and name.startswith("logits_") and value is not None:
+                return standardised(_float(value))  # widened first: bfloat16 would round the differences
+            return value
         side = name.removeprefix("features_")
         layers = self.layers[method.name][1 if side == "teacher" else 0]
         found = getattr(outputs, name)
@@ -160,7 +163,9 @@ def check_options(options: Mapping[str, Mapping[str, Any]], losses: Mapping[str,
             continue
         defaults = known[name].options | ({"temperature": 1.0} if "temperature" in known[name].takes else {})
         for key, value in values.items():
-            if key not in defaults:
+            if not defaults:
+                problems.append(f"{where}.{name}: got {key!r}; expected nothing, for it has no options")
+            elif key not in defaults:
                 problems.append(unknown_name(f"{where}.{name}", "option", key, defaults))
             elif not _same_kind(value, defaults[key]):
                 expected = f"{_kind(defaults[key])}, as its default {defaults[key]!r}"

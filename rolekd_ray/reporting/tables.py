@@ -42,17 +42,6 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> Group:
     return titled("Accuracy of the finished networks", table)
 
 
-def evaluation_table(title: str, results: Mapping[str, Any]) -> Group:
-    """Return one network's metrics: validation beside test."""
-    table = plain_table("metric", "validation", "test", numbers=("validation", "test"))
-    for name in ("accuracy", "loss", "calibration_error", "images"):
-        values = [results[f"{split}_{name}"] for split in ("validation", "test")]
-        table.add_row(name.replace("_", " "), *(f"{v:d}" if name == "images" else f"{v:.4f}" for v in values))
-    if "test_teacher_agreement" in results:
-        table.add_row("agreement with teacher", "–", f"{results['test_teacher_agreement']:.4f}")
-    return titled(title, table)
-
-
 def layers_table(title: str, rows: Sequence[tuple[str, str, tuple[int, ...] | str]]) -> Group:
     """Return a network's modules: name, kind, shape of the output without the batch."""
     table = plain_table("layer", "kind", "output", numbers=("output",))

@@ -1,13 +1,15 @@
 """What is checked of the distillation's settings before anything is written or started."""
 
+from torch import nn
+
 from rolekd_ray.config import Settings
 from rolekd_ray.distill.losses import check_losses, check_options
 from rolekd_ray.distill.registry import known_methods
-from rolekd_ray.errors import unknown_name
+from rolekd_ray.errors import ConfigError, unknown_name
 from rolekd_ray.models.zoo import build_network
 from rolekd_ray.roles import Role
 from rolekd_ray.training.data import TrainingData
-from rolekd_ray.training.losses import new_losses
+from rolekd_ray.training.losses import layer_pairs, new_losses
 
 
 def distillation_problems(settings: Settings) -> list[str]:
@@ -33,23 +35,63 @@ def distillation_problems(settings: Settings) -> list[str]:
         problems.append(f"teacher.checkpoint: got a trained network; expected none, for {online[0]} trains a peer")
     if distill.clip_to_task and all(method.distils or not distill.losses[n] for n, method in known.items()):
         problems.append("distill.clip_to_task: got no loss of labels to clip to; expected cross_entropy with a weight")
-    return problems
+    return problems + _evolving_problems(settings) + _layer_problems(settings)
 
 
-def check_layers(settings: Settings, data: TrainingData) -> None:
+def _evolving_problems(settings: Settings) -> list[str]:
+    """Return the problem of a labels' weight that may evolve to 0, where distillation is clipped to the labels'."""
+    distill, known = settings.distill, known_methods()
+    labels = {f"losses.{name}" for name in distill.losses if name in known and not known[name].distils}
+    low = {scalar.name: scalar.low for scalar in settings.search_space().scalars if scalar.name in labels}
+    if not distill.clip_to_task or len(low) < len(labels) or not low or max(low.values()) > 0:
+        return []
+    return [
+        f"space.scalars.{name}: got a range from {value:g}; expected one above 0, for distill.clip_to_task clips to it"
+        for name, value in low.items()
+    ]
+
+
+def _layer_problems(settings: Settings) -> list[str]:
+    """Return the problems of layers' names; none while a network's own name is unknown, of which others tell."""
+    known = known_methods()
+    methods = {name: known[name] for name in settings.distill.losses if name in known}
+    if all(method.layers == "none" for method in methods.values()):
+        return []
+    try:
+        student, teacher = (
+            build_network(settings.network(role).model, num_classes=10, channels=3, seed=0)
+            for role in (Role.STUDENT, Role.TEACHER)
+        )
+    except ConfigError:
+        return []
+    try:
+        layer_pairs(methods, settings.distill, student, teacher)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+def check_layers(
+    settings: Settings, data: TrainingData, teacher: nn.Module | None = None, *, alone: bool = False
+) -> None:
     """Check layers and shapes by building the losses once, for only the networks know them.
+
+    Args:
+        settings: of the run.
+        data: its images.
+        teacher: the network that teaches; None: a fresh one of the settings' model.
+        alone: there is none.
 
     Raises:
         ConfigError: with every problem.
     """
     image_set = data.image_set
     sizes = {"num_classes": image_set.num_classes, "channels": image_set.channels}
-    student, teacher = (
-        build_network(settings.network(role).model, **sizes, seed=0) for role in (Role.STUDENT, Role.TEACHER)
-    )
+    if teacher is None and not alone:
+        teacher = build_network(settings.teacher.model, **sizes, seed=0)
     new_losses(
         settings.distill,
-        student,
+        build_network(settings.student.model, **sizes, seed=0),
         teacher,
         labels=image_set.labels,
         trained_on=data.train,

@@ -5,7 +5,7 @@ Every stage finds what an earlier try left behind and goes on from there, so `re
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from rolekd_ray.search.log import has_log, read_population
 from rolekd_ray.search.population_search import best_state, search_population
 from rolekd_ray.search.preflight import check_device, check_inputs, check_search
 from rolekd_ray.search.run_directory import RUN_LOCK, RunDirectory, create_run, open_run
-from rolekd_ray.storage import Place, check_storage, place, relative
+from rolekd_ray.storage import Place, check_storage, place, places, relative
 from rolekd_ray.training.checkpoint import has_checkpoint
 from rolekd_ray.training.conditions import condition_lines, describe_run_images
 from rolekd_ray.training.final import FinalTraining, train_final
@@ -229,11 +229,13 @@ class Pipeline:
     def finish(self, schedule: Schedule) -> list[dict[str, Any]]:
         """Train teacher and students to the end, evaluate them on validation and test, write `results.json`."""
         best, settings = self.run.schedule.parent.absolute(), self.settings
-        teacher: Place | None = settings.teacher.checkpoint or best / "teacher"
+        teacher = settings.teacher.checkpoint
         if not needs_frozen_teacher(settings.distill.losses):
             teacher = None
-        elif teacher is not None and not has_checkpoint(teacher):
-            self.train([("teacher", FinalTraining(settings, Role.TEACHER, teacher, schedule.only(Role.TEACHER)))])
+        elif teacher is None:
+            teacher = best / "teacher"
+            if not has_checkpoint(teacher):
+                self.train([("teacher", FinalTraining(settings, Role.TEACHER, teacher, schedule.only(Role.TEACHER)))])
         student = Role.STUDENT
         arms = {
             "student alone": FinalTraining(from_labels(settings), student, best / "student_alone"),
@@ -245,8 +247,8 @@ class Pipeline:
         self.train(list(arms.items()))
         folders = {"teacher": teacher} | {name: arm.folder for name, arm in arms.items()}
         rows = [
-            {"network": name, "checkpoint": relative(folder, self.run.path)}
-            | evaluate_checkpoint(folder, settings.data)
+            {"network": name, "checkpoint": ", ".join(relative(each, self.run.path) for each in places(folder))}
+            | evaluate_checkpoint(folder, settings.data, combine=settings.teacher.combine)
             for name, folder in folders.items()
             if folder is not None
         ]
@@ -270,6 +272,22 @@ class Pipeline:
         from rolekd_ray.search.final_trainings import train_on_ray
 
         return train_on_ray(trainings, self.settings.slots, storage=self.run.path.absolute() / "tune")
+
+
+def notes_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a person should know of a finished run's table: whether distillation did harm.
+
+    Args:
+        rows: of `Outcome`; none after a search alone.
+    """
+    accuracy = {row["network"]: row["validation_accuracy"] for row in rows}
+    alone, distilled = accuracy.get("student alone"), accuracy.get("student distilled, found schedule")
+    if alone is None or distilled is None or distilled >= alone:
+        return []
+    return [
+        f"distillation ended below the student alone ({distilled:.4f} against {alone:.4f} validation accuracy): "
+        "other losses, weights or temperatures may fit this pair of networks (docs/methods.md); one seed is no proof"
+    ]
 
 
 def schedule_so_far(run: RunDirectory) -> Schedule:

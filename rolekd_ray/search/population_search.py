@@ -13,7 +13,7 @@ from rolekd_ray.roles import Role
 from rolekd_ray.search.ledger import STATES, Ledger, Observer
 from rolekd_ray.search.local import run_local
 from rolekd_ray.slots.interface import Task
-from rolekd_ray.storage import Place
+from rolekd_ray.storage import Place, places
 
 
 def rule_of(settings: Settings, roles: tuple[Role, ...]) -> Rule:
@@ -39,7 +39,7 @@ def search_population(
     settings: Settings,
     roles: tuple[Role, ...],
     *,
-    teacher: Place | None = None,
+    teacher: Place | tuple[Place, ...] | None = None,
     fixed: Schedule | None = None,
     local: bool = False,
     prolong: bool = True,
@@ -51,7 +51,7 @@ def search_population(
         folder: gets log, states and what is derived from them.
         settings: of the run.
         roles: are trained and evolve; the last one's validation accuracy is the fitness.
-        teacher: checkpoint of the frozen teacher, where only the student is trained.
+        teacher: checkpoint of the frozen teacher, or those of an ensemble, where only the student is trained.
         fixed: policies of roles that do not evolve.
         local: in this process, without Ray; else Ray must be initialised.
         prolong: move the log's goal to `search.epochs`; else the search keeps the goal it began with.
@@ -66,7 +66,8 @@ def search_population(
     from rolekd_ray.slots.worker import TrainingWorker  # lazily, as torch with it: dispatcher and members need neither
 
     # Absolute, for slots have working folders of their own
-    task = Task(settings, (folder / STATES).absolute(), roles, teacher and teacher.absolute(), fixed)
+    given = tuple(where.absolute() for where in places(teacher)) or None
+    task = Task(settings, (folder / STATES).absolute(), roles, given, fixed)
     with Ledger(folder, rule_of(settings, roles), observers, prolong=prolong) as ledger:
         population = ledger.population
         if prolong and settings.search.epochs < population.epochs:

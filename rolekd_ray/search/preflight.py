@@ -1,46 +1,51 @@
 """What is checked before anything is written or started, so that a run does not fail after an hour."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from rolekd_ray.config import DataSettings, Settings
 from rolekd_ray.data.sources import SOURCES
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError
 from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
-from rolekd_ray.search.distillation_check import check_layers, distillation_problems
+from rolekd_ray.search.distillation_check import check_layers, distillation_problems, layer_problems
 from rolekd_ray.storage import Place
 from rolekd_ray.training.data import TrainingData, open_training_data
+from rolekd_ray.training.final import FinalTraining
 from rolekd_ray.training.losses import teacher_role_counts
-from rolekd_ray.training.networks import load_network
+from rolekd_ray.training.networks import load_network, load_teacher
 from rolekd_ray.training.precision import compute_dtype
 
 
-def check_names(settings: Settings) -> None:
-    """Check the names of networks and losses; reads no file.
+def check_names(settings: Settings, *, layers: bool = True) -> None:
+    """Check the names of networks, losses and, in the networks that the settings name, `layers`; reads no file.
 
     Raises:
         ConfigError: with every unknown name and the nearest known one.
     """
-    problems = distillation_problems(settings)
+    problems = distillation_problems(settings) + (layer_problems(settings) if layers else [])
     problems += _network_problems(settings, lambda name: build_network(name, num_classes=10, channels=3, seed=0))
     if problems:
         raise ConfigError(*problems)
 
 
-def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = False) -> TrainingData:
+def check_inputs(
+    settings: Settings, *, local: bool = False, evaluated: bool = False, layers: bool = True
+) -> TrainingData:
     """Check everything a run reads: names, training data, the given teacher. Return the data.
 
     Args:
         settings: of the run.
         local: it trains in this process, so the GPUs it asks for must be here; Ray counts the cluster's itself.
         evaluated: it ends on the test split, which must then be there; it stays closed.
+        layers: whether losses must find their layers in the networks that the settings name.
 
     Raises:
         InputError: with what is wrong.
     """
-    check_names(settings)
+    check_names(settings, layers=layers)
     if local:
         check_device(settings)
     data = open_training_data(settings.data, train=settings.data.train)
@@ -56,13 +61,65 @@ def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = F
     )
     if problems:
         raise ConfigError(*problems)
-    check_layers(settings, data)
-    if settings.teacher.checkpoint is not None:
-        try:
-            check_teacher(settings.teacher.checkpoint, settings.data, data, model=settings.teacher.model)
-        except CheckpointError as error:
-            raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
+    given, teacher = settings.teacher.checkpoints, None
+    try:
+        check_teachers(given, settings.data, data, model=settings.teacher.model if len(given) == 1 else None)
+        if len(given) > 1:
+            teacher = load_teacher(given, num_classes=sizes["num_classes"], channels=sizes["channels"])
+    except CheckpointError as error:
+        raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
+    if layers:
+        check_layers(settings, data, teacher)
     return data
+
+
+def check_teachers(
+    folders: Sequence[Place], settings: DataSettings, data: TrainingData, *, model: str | None = None
+) -> None:
+    """Check each of an ensemble's checkpoints as `check_teacher` does.
+
+    Raises:
+        CheckpointError: with the problems of all of them.
+    """
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            check_teacher(folder, settings, data, model=model)
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(*problems)
+
+
+def check_links(trainings: Sequence[FinalTraining], data: TrainingData) -> None:
+    """Check the networks of trainings that build on one another, and that their losses find their layers in them.
+
+    Raises:
+        ConfigError: with the problems of all of them.
+    """
+    image_set = data.image_set
+    num_classes, channels = image_set.num_classes, image_set.channels
+    models = {training.folder: training.settings.student.model for training in trainings}
+    problems: list[str] = []
+    for training in trainings:
+        taught_by = training.teacher
+        try:
+            check_network(
+                training.settings.student.model,
+                num_classes=num_classes,
+                channels=channels,
+                image_size=image_set.image_size,
+            )
+            teacher: nn.Module | None = None
+            if isinstance(taught_by, Place) and taught_by in models:  # not there yet
+                teacher = build_network(models[taught_by], num_classes=num_classes, channels=channels, seed=0)
+            elif taught_by is not None:
+                teacher = load_teacher(taught_by, num_classes=num_classes, channels=channels)
+            check_layers(training.settings, data, teacher, alone=teacher is None)
+        except ConfigError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def check_search(settings: Settings) -> None:

@@ -28,13 +28,13 @@ class Task:
     """What a search trains.
 
     `roles` are trained and evolve; the last of them is the fitness (the student, where both are trained). `teacher` is
-    the frozen teacher's checkpoint; `fixed` holds the policies of roles that do not evolve.
+    the frozen teacher's checkpoint, or those of an ensemble; `fixed` holds the policies of roles that do not evolve.
     """
 
     settings: Settings
     states: Place
     roles: tuple[Role, ...]
-    teacher: Place | None = None
+    teacher: Place | tuple[Place, ...] | None = None
     fixed: Schedule | None = None
 
     @cached_property

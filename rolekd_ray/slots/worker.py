@@ -19,10 +19,10 @@ from rolekd_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from rolekd_ray.training.conditions import describe_images
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
-from rolekd_ray.training.evaluation import Evaluation, check_finite, evaluate
+from rolekd_ray.training.evaluation import agreement, check_finite, predict, score
 from rolekd_ray.training.learner import Learner, new_learner
 from rolekd_ray.training.losses import trained_roles
-from rolekd_ray.training.networks import describe_networks, load_network
+from rolekd_ray.training.networks import describe_networks, load_teacher
 from rolekd_ray.training.sharding import Sharding
 
 
@@ -128,17 +128,33 @@ class TrainingWorker:
         fixed = self.task.fixed
         return fixed.policies_at(role, epoch) if fixed is not None else [(1.0, Policy())]
 
-    def _validate(self, learner: Learner) -> dict[str, float]:
-        metrics: dict[str, float] = {}
+    def _validate(self, learner: Learner) -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
+        logits: dict[Role, Tensor] = {}
         for role in learner.networks:
-            of_role = candidates(learner, self.settings, role)
-            found = max((self._evaluate(one.network) for one in of_role), key=lambda one: one.accuracy)
-            metrics |= {f"{role}/validation_accuracy": found.accuracy, f"{role}/validation_loss": found.loss}
+            answers = [self._answers(one.network) for one in candidates(learner, self.settings, role)]
+            logits[role] = answers[0]  # the role's own network: a peer that does better would agree with itself
+            scored = [score(each, self._validation[1]) for each in answers]
+            found = max(scored, key=lambda one: one.accuracy).to_dict()
+            # The log holds them for every interval: four digits tell apart what a few thousand images can
+            found["class_accuracy"] = [None if v is None else round(v, 4) for v in found["class_accuracy"]]
+            metrics |= {f"{role}/validation_{name}": value for name, value in found.items() if name != "images"}
+        taught = logits.get(Role.STUDENT)
+        teacher = logits.get(Role.TEACHER, self._frozen_answers) if taught is not None else None
+        if taught is not None and teacher is not None:
+            metrics["student/validation_teacher_agreement"] = agreement(taught, teacher)
         return metrics | {"score": metrics[f"{self.task.roles[-1]}/validation_accuracy"]}
 
-    def _evaluate(self, network: nn.Module) -> Evaluation:
-        images, labels = self._validation
-        return evaluate(network, images, labels, self.trainer.views, dtype=self.trainer.dtype, sharding=self.sharding)
+    def _answers(self, network: nn.Module) -> Tensor:
+        """Return a network's logits on the validation images."""
+        trainer = self.trainer
+        return predict(network, self._validation[0], trainer.views, dtype=trainer.dtype, sharding=self.sharding)
+
+    @cached_property
+    def _frozen_answers(self) -> Tensor | None:
+        """The frozen teacher's logits on the validation images, computed once; None without one."""
+        teacher = self.trainer.frozen_teacher
+        return self._answers(teacher) if teacher is not None else None
 
     @cached_property
     def data(self) -> TrainingData:
@@ -163,12 +179,11 @@ class TrainingWorker:
         teacher = None
         if self.task.teacher is not None:
             image_set = self.data.image_set
-            network, _ = load_network(
+            teacher = load_teacher(
                 self.task.teacher,
-                Role.TEACHER,
+                combine=self.settings.teacher.combine,
                 model=self.settings.teacher.model,
                 num_classes=image_set.num_classes,
                 channels=image_set.channels,
             )
-            teacher = network
         return new_trainer(self.settings, self.data, self.task.space, self.device, teacher, self.sharding)

@@ -127,7 +127,8 @@ class Trainer:
         scalars = {role: policies[0][1].scalars for role, policies in weighted.items()}
         key = stream_key(self.settings.seed, "training", stream, epoch) % 2**63
         # Dropout draws from the global generator, differently on each worker; what losses draw must be the same on all
-        generator = torch.Generator(self.images.device).manual_seed(key)
+        of_losses = stream_key(self.settings.seed, "losses", stream, epoch) % 2**63
+        generator = torch.Generator(self.images.device).manual_seed(of_losses)
         batches = self._batches(key)
         sums: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[self.images.device] if self.images.is_cuda else []):
@@ -215,7 +216,7 @@ class Trainer:
         # role-kd's weight enters the sum that is logged, not the gradient: any weight is as good as 1
         inert = self.settings.distill.compat == "rk2020"
         clipped_backward(
-            list(network.parameters()),
+            [parameter for parameter in network.parameters() if parameter.requires_grad],
             weighted_sum(weights, task),
             weighted_sum(dict.fromkeys(rest, 1.0) if inert else weights, rest) if rest else None,
             epoch,

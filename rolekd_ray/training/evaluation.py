@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +23,33 @@ BATCH = 500
 class Evaluation:
     """Metrics of one network on one split.
 
-    `accuracy` is a fraction; `loss` the mean cross-entropy in nats; `calibration_error` the expected calibration error
-    over 15 equal confidence bins, in [0, 1].
+    Attributes:
+        accuracy: fraction whose label is the most likely class.
+        loss: mean cross-entropy with the labels in nats, which is the negative log-likelihood.
+        calibration_error: expected calibration error over 15 equal confidence bins, in [0, 1].
+        entropy: mean entropy of the predicted probabilities in nats, in [0, log K].
+        class_accuracy: accuracy on each class's images, K values; None for a class without images.
+        images: how many there are.
+        top5_accuracy: fraction whose label is among the five most likely classes; None where there are at most five.
     """
 
     accuracy: float
     loss: float
     calibration_error: float
+    entropy: float
+    class_accuracy: list[float | None]
     images: int
+    top5_accuracy: float | None = None
 
-    def to_dict(self) -> dict[str, float]:
-        """Return plain data."""
-        return asdict(self)
+    @property
+    def lowest_class_accuracy(self) -> float:
+        """Accuracy on the class on which it is lowest."""
+        return min(value for value in self.class_accuracy if value is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: all attributes and `lowest_class_accuracy`; no `top5_accuracy` where it means nothing."""
+        plain = asdict(self) | {"lowest_class_accuracy": self.lowest_class_accuracy}
+        return {name: value for name, value in plain.items() if value is not None}
 
 
 def predict(
@@ -62,30 +78,48 @@ def evaluate(
 
 
 def score(logits: Tensor, labels: Tensor) -> Evaluation:
-    """Return the metrics of logits (N, K).
+    """Return the metrics of logits (N, K), N at least 1.
 
-    Source: expected calibration error as in Guo et al. 2017 (arXiv:1706.04599), eq. 3.
+    Source: expected calibration error as in Guo et al. 2017 (arXiv:1706.04599), eq. 3, with their 15 bins; the study
+    (2007.01922) has 10, and gives it in percent. Mean entropy and per-class accuracy: the study's code.
     """
-    confidence, predicted = logits.softmax(1).max(1)
+    chances = logits.softmax(1)
+    confidence, predicted = chances.max(1)
     right = (predicted == labels).float()
     # From below too: a confidence that is not a number must end as a loss that is none, not as an impossible index
     bins = (confidence * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
     gaps = torch.zeros(CALIBRATION_BINS, device=logits.device).index_add_(0, bins, right - confidence)
+    classes = logits.shape[1]
     return Evaluation(
         accuracy=right.mean().item(),
         loss=F.cross_entropy(logits, labels).item(),
         calibration_error=(gaps.abs().sum() / len(labels)).item(),
+        entropy=torch.special.entr(chances).sum(1).mean().item(),
+        class_accuracy=_by_class(right, labels, classes),
         images=len(labels),
+        top5_accuracy=_among_top(logits, labels, 5) if classes > 5 else None,
     )
 
 
-def check_finite(values: Mapping[str, float], where: str) -> None:
-    """Check losses and metrics by name.
+def _by_class(right: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    images = torch.bincount(labels, minlength=classes).tolist()
+    found = (
+        torch.zeros(classes, dtype=torch.float64, device=right.device).index_add_(0, labels, right.double()).tolist()
+    )
+    return [hits / count if count else None for hits, count in zip(found, images)]
+
+
+def _among_top(logits: Tensor, labels: Tensor, count: int) -> float:
+    return (logits.topk(count).indices == labels[:, None]).any(1).float().mean().item()
+
+
+def check_finite(values: Mapping[str, Any], where: str) -> None:
+    """Check losses and metrics by name; what is not a float, such as a list, is not looked at.
 
     Raises:
         TrainingError: some are not finite; names them.
     """
-    broken = [f"{name} {value}" for name, value in values.items() if not isfinite(value)]
+    broken = [f"{name} {value}" for name, value in values.items() if isinstance(value, float) and not isfinite(value)]
     if broken:
         raise TrainingError(f"{where}: loss is not finite: {', '.join(broken)}")
 

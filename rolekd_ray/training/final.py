@@ -12,10 +12,11 @@ from torch import Tensor
 from rolekd_ray.config import Settings
 from rolekd_ray.errors import CheckpointError
 from rolekd_ray.files import delete_tree
+from rolekd_ray.models.residual import ResidualSum
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.schedule import Schedule, schedule_to_dict
 from rolekd_ray.roles import Role
-from rolekd_ray.storage import Place, children
+from rolekd_ray.storage import Place, children, places
 from rolekd_ray.training.batchnorm import share_batchnorm
 from rolekd_ray.training.candidates import candidates
 from rolekd_ray.training.checkpoint import load_checkpoint, read_description, save_checkpoint
@@ -23,9 +24,9 @@ from rolekd_ray.training.conditions import describe_images
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.evaluation import Evaluation, check_finite, evaluate
-from rolekd_ray.training.learner import Learner, new_learner
+from rolekd_ray.training.learner import Learner, load_weights, new_learner, new_optimizer
 from rolekd_ray.training.losses import trained_roles
-from rolekd_ray.training.networks import describe_networks, load_network
+from rolekd_ray.training.networks import describe_networks, load_network, load_teacher
 from rolekd_ray.training.sharding import ALONE, Sharding
 
 
@@ -33,15 +34,18 @@ from rolekd_ray.training.sharding import ALONE, Sharding
 class FinalTraining:
     """What to train.
 
-    `schedule` None: no policy. `teacher` None: from labels alone. `folder` gets the checkpoint; while the training
-    goes on, `folder.partial` holds where it stands.
+    `schedule` None: no policy. `teacher` None: from labels alone; several checkpoints: from their ensemble, combined as
+    the settings say. `folder` gets the checkpoint; while the training goes on, `folder.partial` holds where it stands.
+    `residual_of`: a finished student that stays as it is, while the assistant of `student.model`, which then reads
+    `<its model>+<assistant>`, learns what it lacks; the checkpoint holds both.
     """
 
     settings: Settings
     role: Role
     folder: Place
     schedule: Schedule | None = None
-    teacher: Place | None = None
+    teacher: Place | tuple[Place, ...] | None = None
+    residual_of: Place | None = None
 
     @property
     def epochs(self) -> int:
@@ -53,10 +57,13 @@ class FinalTraining:
         """Whose networks are trained: a student's peer with it, whatever role it is for."""
         return trained_roles(self.settings.distill.losses, (self.role,))
 
-    def plan(self) -> dict[str, Any]:
+    def plan(self, known: Mapping[Place, Any] | None = None) -> dict[str, Any]:
         """Return what the result depends on, as plain data: equal plans give equal networks.
 
         Up to rounding where the number of workers differs; with `training.batchnorm: local` by more.
+
+        Args:
+            known: plans of checkpoints that need not be there yet.
         """
         settings = self.settings.model_dump(mode="json", exclude={"source", "search", "slots", "final", "space"})
         plan = {
@@ -64,9 +71,11 @@ class FinalTraining:
             "epochs": self.epochs,
             "train": self.settings.final.train,
             "schedule": schedule_to_dict(self.schedule) if self.schedule is not None else None,
-            "teacher": read_description(self.teacher).get("plan", str(self.teacher)) if self.teacher else None,
+            "teacher": _plans_of(self.teacher, known or {}),
             "settings": settings,
         }
+        if self.residual_of is not None:
+            plan["residual_of"] = _plans_of(self.residual_of, known or {})
         return json.loads(json.dumps(plan))  # as a checkpoint gives it back: keys of JSON are text
 
     def finished(self, plan: dict[str, Any]) -> dict[str, Any] | None:
@@ -150,10 +159,32 @@ def _save(training: FinalTraining, state: Mapping[str, Tensor], data: TrainingDa
     settings = training.settings.data
     seen = describe_images(data, settings)
     description = describe_networks(models, data.image_set, data.statistics, settings, seen)
-    teacher = str(training.teacher.absolute()) if training.teacher is not None else None
+    teachers = [str(where.absolute()) for where in places(training.teacher)]
+    teacher: dict[str, Any] = {"teacher": teachers[0] if len(teachers) == 1 else teachers or None}
+    if len(teachers) > 1:
+        teacher["combine"] = training.settings.teacher.combine
     tree = {"networks": {str(training.role): dict(state)}}
-    save_checkpoint(training.folder, tree, description | about | {"teacher": teacher})
+    save_checkpoint(training.folder, tree, description | about | teacher)
     delete_tree(_partial(training))
+
+
+def _freeze_student(learner: Learner, folder: Place, settings: Settings) -> None:
+    """Put a finished student into a sum of two networks, whose assistant alone is trained from now on."""
+    network = learner.networks[Role.STUDENT]
+    assert isinstance(network, ResidualSum), settings.student.model
+    student, _ = load_network(folder, Role.STUDENT)
+    load_weights(network.student, student.state_dict(), where=str(folder))
+    network.freeze_student()
+    learner.optimizers[Role.STUDENT] = new_optimizer(network, settings.training)
+
+
+def _plans_of(where: Place | tuple[Place, ...] | None, known: Mapping[Place, Any]) -> Any:
+    """Return the plan that led to a checkpoint, or its place, if others made it; of several, a list."""
+    found = [
+        known[folder] if folder in known else read_description(folder).get("plan", str(folder))
+        for folder in places(where)
+    ]
+    return found if isinstance(where, tuple) and len(found) > 1 else found[0] if found else None
 
 
 def _partial(training: FinalTraining) -> Place:
@@ -194,10 +225,15 @@ def _begin(
         device=device,
         key="final",
     )
+    if training.residual_of is not None:
+        _freeze_student(learner, training.residual_of, training.settings)
     teacher = None
     if training.teacher is not None:
-        teacher, _ = load_network(
-            training.teacher, Role.TEACHER, num_classes=image_set.num_classes, channels=image_set.channels
+        teacher = load_teacher(
+            training.teacher,
+            combine=training.settings.teacher.combine,
+            num_classes=image_set.num_classes,
+            channels=image_set.channels,
         )
     space = training.schedule.space if training.schedule is not None else training.settings.search_space()
     trainer = new_trainer(training.settings, data, space, device, teacher, sharding)

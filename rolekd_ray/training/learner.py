@@ -85,11 +85,15 @@ def new_learner(
 
 
 def new_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Return the optimiser; weight decay applies to every parameter, as in the KD literature's recipes."""
+    """Return the optimiser of what is not frozen.
+
+    Weight decay applies to every parameter, as in the KD literature's recipes.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if settings.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        return torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
-        network.parameters(),
+        parameters,
         lr=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,

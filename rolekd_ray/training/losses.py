@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from rolekd_ray.augment.randomness import stream_key
 from rolekd_ray.config import DistillSettings, Settings
-from rolekd_ray.distill.layers import LayerPairs, default_pairs, feature_shapes
+from rolekd_ray.distill.capture import layer_problems
+from rolekd_ray.distill.layers import LOGITS, LayerPairs, default_pairs, feature_shapes
 from rolekd_ray.distill.losses import Losses
 from rolekd_ray.distill.registry import Method, known_methods
 from rolekd_ray.errors import ConfigError
@@ -92,7 +93,7 @@ def new_losses(
     """
     known = known_methods()
     weights = weights_of(settings, has_teacher=teacher is not None)
-    pairs = _layer_pairs({name: known[name] for name in weights}, settings, student, teacher)
+    pairs = layer_pairs({name: known[name] for name in weights}, settings, student, teacher)
     shapes: list[dict[str, tuple[int, ...]]] = [{}, {}]
     for side, network in enumerate((student, student if teacher is None else teacher)) if pairs else ():
         # of the student's own layers where it is its own teacher, beside another one
@@ -125,23 +126,35 @@ def _options(method: Method, settings: DistillSettings) -> dict[str, object]:
     return {**published, **settings.options.get(method.name, {})}
 
 
-def _layer_pairs(
+def layer_pairs(
     methods: Mapping[str, Method], settings: DistillSettings, student: nn.Module, teacher: nn.Module | None
 ) -> dict[str, LayerPairs]:
+    """Return the layers of those methods that take features; of one that teaches itself, the student's are both.
+
+    Raises:
+        ConfigError: with all layers that the networks lack, and methods without layers for networks without defaults.
+    """
     problems: list[str] = []
     pairs: dict[str, LayerPairs] = {}
     for name, method in methods.items():
         if method.layers == "none":
             continue
         named = settings.layers.get(name)
-        try:
-            pairs[name] = (
-                (named.student, named.teacher)
-                if named is not None
-                else default_pairs(method, student, student if teacher is None or method.online == "self" else teacher)
-            )
-        except ConfigError as error:
-            problems += error.problems
+        of_teacher = student if teacher is None or method.online == "self" else teacher
+        if named is None:
+            try:
+                pairs[name] = default_pairs(method, student, of_teacher)
+            except ConfigError as error:
+                problems += error.problems
+            continue
+        pairs[name] = named.student, named.teacher
+        for role, network, layers in (
+            (Role.STUDENT, student, named.student),
+            (Role.TEACHER, of_teacher, named.teacher),
+        ):
+            if role == Role.STUDENT or method.online != "self":
+                found = [layer for layer in layers if layer != LOGITS]
+                problems += layer_problems(network, found, f"distill.layers.{name}.{role}")
     if problems:
         raise ConfigError(*problems)
     return pairs

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from rolekd_ray.config import DataSettings
 from rolekd_ray.data.images import ImageSet
 from rolekd_ray.errors import CheckpointError
+from rolekd_ray.models.ensemble import Combine, Ensemble
 from rolekd_ray.models.zoo import build_network
 from rolekd_ray.roles import Role
-from rolekd_ray.storage import Place
+from rolekd_ray.storage import Place, places
 from rolekd_ray.training.checkpoint import load_checkpoint
 from rolekd_ray.training.learner import load_weights
 
@@ -69,3 +70,39 @@ def load_network(
     network = build_network(found[0], num_classes=found[1], channels=found[2])
     load_weights(network, networks[name], where=str(folder))
     return network.eval(), description
+
+
+def load_teacher(
+    where: Place | tuple[Place, ...],
+    *,
+    combine: Combine = "probabilities",
+    model: str | None = None,
+    num_classes: int,
+    channels: int,
+) -> nn.Module:
+    """Return a finished teacher in evaluation mode: a checkpoint's network, or the ensemble of several.
+
+    Args:
+        where: the checkpoints. A place that stands twice counts twice.
+        combine: how several answer as one, see `Ensemble`; of one alone it changes nothing.
+        model: expected architecture of a single one; None: any. Members of an ensemble may differ from it and from
+            each other.
+        num_classes: expected outputs of each.
+        channels: expected input channels of each.
+
+    Raises:
+        CheckpointError: some are missing, damaged, or not the expected network; names all of them.
+    """
+    folders = places(where)
+    networks: list[nn.Module] = []
+    problems: list[str] = []
+    model = model if len(folders) == 1 else None
+    for folder in folders:
+        try:
+            network, _ = load_network(folder, Role.TEACHER, model=model, num_classes=num_classes, channels=channels)
+            networks.append(network)
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(*problems)
+    return networks[0] if len(networks) == 1 else Ensemble(networks, combine).eval()

@@ -48,6 +48,7 @@ def build(name: str, of: Networks) -> Losses:
         return Losses(
             [name],
             layers=layers,
+            options={"bss": {"steps": 2}},
             built_with={
                 "shapes_student": feature_shapes(of.student, student, channels=3, image_size=IMAGES[1:]),
                 "shapes_teacher": feature_shapes(of.teacher, teacher, channels=3, image_size=IMAGES[1:]),

@@ -24,20 +24,24 @@ def network(seed: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(2 * 3 * 3, 8), nn.Tanh(), nn.Linear(8, K)).double()
 
 
-def given(wrong: tuple[int, ...] = (), dtype=torch.float64) -> dict:
-    """A batch on which both networks agree with the labels but on some images."""
+def given(wrong: tuple[int, ...] = ()) -> dict:
+    """A batch on which both networks are right but for some images: there the student, the teacher or both err."""
     student, teacher = network(0), network(1).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(2)
     pixels = torch.rand(60, 2, 3, 3, generator=generator, dtype=torch.float64)
     view = (pixels - MEAN.view(-1, 1, 1)) / STD.view(-1, 1, 1)
     with torch.no_grad():
         agree = student(view).argmax(1) == teacher(view).argmax(1)
-        view = view[agree][:N].to(dtype)
+        view = view[agree][:N]
         assert len(view) == N
-        logits_student, logits_teacher = student(view.double()), teacher(view.double())
+        logits_student, logits_teacher = student(view), teacher(view)
     labels = logits_teacher.argmax(1)
     for at in wrong:
-        labels[at] = (labels[at] + 1) % K
+        if at % 3 == 0:
+            labels[at] = (labels[at] + 1) % K
+        else:
+            errs = logits_student if at % 3 == 1 else logits_teacher
+            errs[at] = errs[at].roll(1)
     return {
         "view": view, "networks": Networks(student, teacher, MEAN.double(), STD.double()),
         "logits_student": logits_student, "logits_teacher": logits_teacher, "labels": labels, "progress": 0.0,
@@ -133,6 +137,17 @@ def test_if_none_qualifies_the_loss_is_0():
     of = given(tuple(range(N)))
     assert bss(**of).item() == 0
     assert not any(gradient.any() for gradient in gradients(of))
+
+
+def test_images_that_stand_in_are_not_moved():
+    of, seen = given(tuple(at for at in range(N) if at != 5)), []
+    student = of["networks"].student
+    of["networks"] = replace(of["networks"], student=lambda images: seen.append(images) or student(images))
+    bss(**of)
+    chosen, usable = module._base_samples(of["logits_student"], of["logits_teacher"], of["labels"], 3)
+    assert chosen[0] == 5 and usable.tolist() == [True, False, False]
+    moved = (seen[0] - of["view"][chosen]).abs().amax((1, 2, 3))
+    assert len(seen) == 1 and moved[0] > 0.01 and (moved[1:] < 1e-12).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -114,6 +114,15 @@ def test_equal_logits_cost_nothing():
         assert loss.item() == pytest.approx(0, abs=1e-12) and gradient.abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("k", [3, 10, 100])
+def test_dist_takes_rounding_for_no_spread(k):
+    _, teacher, _ = batch(6, k, dtype=torch.float32)
+    student = torch.full((6, k), 0.7, requires_grad=True)
+    loss = dist(student, teacher)
+    loss.backward()
+    assert loss.item() == 16 * (2 + 2) and not student.grad.any()
+
+
 def test_dist_does_not_see_scale_of_probabilities_per_image():
     # Probabilities that are a line of the teacher's are as good as equal ones: what sets it apart from a divergence
     _, teacher, _ = batch(6, 5)
@@ -166,10 +175,15 @@ def test_standardise_does_not_see_scale_or_shift(scale, shift, seed):
 
 
 def test_standardise_of_equal_and_saturated_logits():
-    logits = torch.tensor([[2.0, 2.0, 2.0], [3e4, -3e4, 0.0]], requires_grad=True)
+    logits = torch.tensor([[1.1, 1.1, 1.1], [3e4, -3e4, 0.0]], requires_grad=True)
     found = standardise(logits)
     assert found.tolist() == [[0.0, 0.0, 0.0], [pytest.approx(1.0), pytest.approx(-1.0), 0.0]]
     found[:, 0].sum().backward()
     assert logits.grad.isfinite().all() and not logits.grad[0].any()
     rows = batch(3, 4)[0].requires_grad_()
     assert torch.autograd.gradcheck(standardise, rows)
+    equal = torch.full((2, 10), 1.1)
+    assert (equal - equal.mean(1, keepdim=True)).any(), "in float32 the mean is another value"
+    assert not standardise(equal).any()
+    low = batch(3, 100)[0].bfloat16()
+    assert torch.equal(standardise(low), standardise(low.float()))

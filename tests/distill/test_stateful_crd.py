@@ -184,11 +184,6 @@ def test_state_goes_on_where_it_was():
     assert names == {"weight", "bias", "bank_student", "bank_teacher", "normaliser"}  # nothing the data says
 
 
-def test_nothing_waits_for_the_device():
-    for student, teacher in SHAPES:
-        cases.assert_no_sync(made(student, teacher), student, teacher)
-
-
 def test_learns_digits():
     losses = cases.learned("crd", ["stage3"], lr=0.02, embedding=16, negatives=64)
     assert losses[-1] < 0.8 * losses[0]

@@ -149,6 +149,15 @@ def test_what_was_damaged_is_made_anew(tmp_path, damage):
     assert rows(tmp_path) == before
 
 
+def test_metrics_by_class_are_one_column(tmp_path):
+    ledger = new_ledger(tmp_path, population_size=2, roles=(Role.STUDENT,))
+    values = [[0.5, None, 1.0], [None, 0.25, 0.75]]
+    for member in range(2):
+        ledger.score(ledger.population.ask(member), {"score": 0.5, "student/class_accuracy": values[member]})
+    ledger.close()
+    assert [row["student/class_accuracy"] for row in rows(tmp_path)] == values
+
+
 def test_metrics_that_only_some_rows_have_are_columns(tmp_path):
     ledger = new_ledger(tmp_path, population_size=2, roles=(Role.STUDENT,))
     for member in range(2):

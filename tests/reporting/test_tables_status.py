@@ -14,7 +14,8 @@ from rolekd_ray.policy.population import Population
 from rolekd_ray.policy.schedule import Schedule, Segment
 from rolekd_ray.policy.space import load_space
 from rolekd_ray.reporting import status
-from rolekd_ray.reporting.tables import evaluation_table, intervals, population_table, results_table, schedule_table
+from rolekd_ray.reporting.evaluation_tables import evaluation_table
+from rolekd_ray.reporting.tables import intervals, population_table, results_table, schedule_table
 from rolekd_ray.roles import Role
 from rolekd_ray.search.ledger import Ledger
 from rolekd_ray.search.log import Log

@@ -82,6 +82,60 @@ def test_whose_teacher(trained, tmp_path):
         evaluate_checkpoint(trained / "student", teacher=tmp_path / "colour")
 
 
+def mean_answers(folders: list[Path], images: torch.Tensor, combine: str) -> tuple[np.ndarray, np.ndarray]:
+    """Classes and probabilities (N, K) of several checkpoints' mean, from each one's own description."""
+    logits = []
+    for folder in folders:
+        network, about = load_network(folder, Role.STUDENT)
+        mean, std = (torch.tensor(about[key])[:, None, None] for key in ("mean", "std"))
+        with torch.no_grad():
+            logits.append(network((images / 255 - mean) / std).double().numpy())
+    each = [np.exp(values - values.max(1, keepdims=True)) for values in logits]
+    if combine == "logits":
+        found = np.exp(sum(logits) / len(logits))
+    else:
+        found = sum(values / values.sum(1, keepdims=True) for values in each)
+    return found.argmax(1), found / found.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "logits"])
+def test_several_checkpoints_are_evaluated_as_their_ensemble(trained, combine):
+    both = [trained / "student", trained / "teacher"]
+    found = evaluate_checkpoint(tuple(both), combine=combine)
+    test = open_images(tiny_settings().data, "test")
+    named, probabilities = mean_answers(both, test.images, combine)
+    assert found["test_accuracy"] == pytest.approx((named == test.labels.numpy()).mean(), abs=1e-6)
+    of_labels = probabilities[np.arange(len(named)), test.labels.numpy()]
+    assert found["test_loss"] == pytest.approx(-np.log(of_labels).mean(), rel=1e-5)
+    assert found["seconds"] is None and "test_teacher_agreement" not in found
+    alone = evaluate_checkpoint(trained / "student", teacher=tuple(both), combine=combine)
+    own = answers(trained / "student", Role.STUDENT, test.images)
+    assert alone["test_teacher_agreement"] == pytest.approx((own == named).mean(), abs=1e-6)
+    assert 0 < alone["test_teacher_agreement"] < 1
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "logits"])
+def test_agreement_with_the_ensemble_that_a_checkpoint_names(trained, tmp_path, combine):
+    tree, about = load_checkpoint(trained / "student")
+    both = [trained / "student", trained / "teacher"]
+    named = {"teacher": [str(folder) for folder in both], "combine": combine}
+    save_checkpoint(tmp_path / "taught", tree, about | named)
+    found = evaluate_checkpoint(tmp_path / "taught")
+    expected = evaluate_checkpoint(tmp_path / "taught", teacher=tuple(both), combine=combine)
+    assert found == expected and "test_teacher_agreement" in found
+    save_checkpoint(tmp_path / "alone", tree, about | {"teacher": [*named["teacher"], str(tmp_path / "gone")]})
+    assert "test_teacher_agreement" not in evaluate_checkpoint(tmp_path / "alone"), "one of them is gone"
+
+
+def test_an_ensemble_whose_others_saw_what_was_held_out_from_the_first(trained, tmp_path):
+    tree, about = load_checkpoint(trained / "teacher")
+    save_checkpoint(tmp_path / "other", tree, about | {"data": about["data"] | {"split_seed": 9}})
+    with pytest.raises(CheckpointError, match=r"other: data.split_seed: got 9; expected 0"):
+        evaluate_checkpoint((trained / "student", tmp_path / "other"))
+    with pytest.raises(CheckpointError, match="gone: no such checkpoint"):
+        evaluate_checkpoint((trained / "student", tmp_path / "gone"))
+
+
 def test_a_members_state_holds_two_networks(tmp_path):
     settings = tiny_settings()
     worker = TrainingWorker(Task(settings, tmp_path, tuple(Role)))

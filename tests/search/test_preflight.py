@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from cli_helpers import write_network
 
 from rolekd_ray.config import load_settings
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError, InputError
 from rolekd_ray.roles import Role
-from rolekd_ray.search.preflight import check_inputs, check_names, cost
+from rolekd_ray.search.preflight import check_inputs, check_links, check_names, cost
+from rolekd_ray.training.chain import chain_of
 from rolekd_ray.training.final import FinalTraining, train_final
 
 
@@ -80,6 +82,62 @@ def test_a_given_teacher_must_be_the_network_that_is_named(tmp_path):
     check_inputs(settings(*given))
     with pytest.raises(CheckpointError, match="resnet14"):
         check_inputs(settings(*given, "teacher.model=resnet14"))
+
+
+def test_several_given_teachers_may_be_other_networks_and_each_is_checked(tmp_path):
+    small = ["data.train=60", "data.validation=20", "final.train=60", "search.epochs=1"]
+    for name, model in (("a", "resnet8"), ("b", "wrn_10_1")):
+        train_final(FinalTraining(settings(*small, f"teacher.model={model}"), Role.TEACHER, tmp_path / name))
+    given = f"teacher.checkpoint=[{tmp_path / 'a'}, {tmp_path / 'b'}]"
+    check_inputs(settings(*small, given, "teacher.model=resnet20"))
+    with pytest.raises(CheckpointError) as error:
+        check_inputs(settings(*small, given.replace("]", f", {tmp_path / 'gone'}]"), "data.split_seed=5"))
+    found = error.value.problems
+    assert [problem.split(": ")[:2] for problem in found] == [
+        ["teacher.checkpoint", str(tmp_path / name)] for name in ("a", "b", "gone")
+    ]
+    assert "data.split_seed: got 0; expected 5" in found[0] and "no such checkpoint" in found[2]
+    assert cost(settings(*small, given)).startswith("1 search of ")
+
+
+def a_chain(tmp_path, *overrides, **options):
+    """A student's trainings under a loss on features, and the data; the teachers are two checkpoints."""
+    changed = settings("data.train=60", "data.validation=20", "distill.losses={attention: 1}", *overrides)
+    data = check_inputs(changed)
+    teachers = (tmp_path / "a", tmp_path / "b")
+    for folder, model in zip(teachers, ("resnet8", "wrn_10_1")):
+        if not folder.exists():
+            write_network(folder, model)
+    wanted = FinalTraining(changed, Role.STUDENT, tmp_path / "net", teacher=options.pop("teacher", teachers[0]))
+    return chain_of(wanted, **options), data
+
+
+def test_every_link_of_a_chain_is_asked_for_the_layers_that_losses_compare(tmp_path):
+    check_links(*a_chain(tmp_path, assistants=["wrn_10_1"], generations=2))
+    check_links(*a_chain(tmp_path, generations=2, teacher=None))
+    for what, options in (
+        ("ResidualSum", {"residual": "resnet8"}),
+        ("Ensemble", {"teacher": (tmp_path / "a", tmp_path / "b")}),
+    ):
+        with pytest.raises(ConfigError, match=rf"distill.layers.attention: .* {what} has no defaults"):
+            check_links(*a_chain(tmp_path, **options))
+    named = "distill.layers={attention: {student: [stage1, stage1], teacher: [members.0.stage1, members.1.stage1]}}"
+    both = a_chain(tmp_path, teacher=(tmp_path / "a", tmp_path / "b"))[1]
+    changed = settings("data.train=60", "distill.losses={attention: 1}", named)
+    check_links([FinalTraining(changed, Role.STUDENT, tmp_path / "n", teacher=(tmp_path / "a", tmp_path / "b"))], both)
+
+
+def test_layers_of_a_given_ensemble_are_looked_for_in_it(tmp_path):
+    for name, model in (("a", "resnet8"), ("b", "wrn_10_1")):
+        write_network(tmp_path / name, model)
+    given = [
+        "data.validation=60",
+        f"teacher.checkpoint=[{tmp_path / 'a'}, {tmp_path / 'b'}]",
+        "distill.losses={attention: 1}",
+    ]
+    with pytest.raises(ConfigError, match=r"distill.layers.attention: .* Ensemble has no defaults"):
+        check_inputs(settings(*given))
+    check_inputs(settings(*given, "distill.layers={attention: {student: [stage3], teacher: [members.1.stage3]}}"))
 
 
 def test_the_cost_in_words():

@@ -26,6 +26,7 @@ from rolekd_ray.training.checkpoint import TENSORS, load_checkpoint
 from rolekd_ray.training.distiller import Distiller
 from rolekd_ray.training.epochs import Trainer
 from rolekd_ray.training.final import FinalTraining, train_final
+from rolekd_ray.training.networks import load_network
 from rolekd_ray.training.views import Views
 
 TINY = (
@@ -286,6 +287,20 @@ def test_a_frozen_teacher_is_neither_trained_nor_changed(tmp_path, teacher):
     assert list(tree["networks"]) == ["student"] and about["models"] == {"student": "resnet8"}
 
 
+def test_several_frozen_teachers_of_other_networks_than_the_settings_name(tmp_path, teacher):
+    """Twice the same teaches as it does alone, up to rounding; each member's BatchNorms are folded."""
+    metrics = []
+    for name, given in (("alone", teacher), ("twice", (teacher, teacher))):
+        model = "teacher.model=resnet14" if name == "twice" else "teacher.model=resnet8"
+        one = worker(tmp_path / name, model, roles=(Role.STUDENT,), teacher=given)
+        metrics.append(one.train(job(0, 0, roles=(Role.STUDENT,))))
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in one.trainer.frozen_teacher.modules())
+    assert metrics[0]["student/hinton"] == pytest.approx(metrics[1]["student/hinton"], rel=1e-3)
+    assert metrics[0]["student/hinton"] > 0.01
+    by_logits = worker(tmp_path, "teacher.combine=logits", roles=(Role.STUDENT,), teacher=(teacher, teacher))
+    assert [one.trainer.frozen_teacher.combine, by_logits.trainer.frozen_teacher.combine] == ["probabilities", "logits"]
+
+
 def test_coevolving_trains_both_and_the_teacher_by_its_own_training_alone(tmp_path):
     """Its weights, optimiser and BatchNorm buffers are bit-equal to those of a worker that has no student."""
     worker(tmp_path / "both").train(job(0, 0))
@@ -298,6 +313,63 @@ def test_coevolving_trains_both_and_the_teacher_by_its_own_training_alone(tmp_pa
     for role in Role:
         for name in ("conv1.weight", "bn1.running_mean", "bn1.num_batches_tracked"):
             assert not torch.equal(both["networks"][role][name], fresh["networks"][role][name]), (role, name)
+
+
+# ---- validation
+
+
+def answers_of(network, one: TrainingWorker) -> list[list[float]]:
+    """Logits, image by image, on the validation images."""
+    held_out = one.data.image_set.subset(one.data.validation)
+    mean, std = (value.view(-1, 1, 1) for value in one.data.statistics)
+    with torch.no_grad():
+        return [network.eval()((image / 255 - mean)[None] / std)[0].tolist() for image in held_out.images]
+
+
+def network_of(folder: Path, role: Role) -> torch.nn.Module:
+    return load_network(folder, role)[0]
+
+
+def agreement_by_loop(one: list[list[float]], other: list[list[float]]) -> float:
+    return sum(a.index(max(a)) == b.index(max(b)) for a, b in zip(one, other)) / len(one)
+
+
+def test_metrics_of_every_role_and_agreement_with_the_teacher_that_learns(tmp_path):
+    one = worker(tmp_path)
+    metrics = one.train(job(0, 0))
+    labels = one.data.image_set.subset(one.data.validation).labels.tolist()
+    answers = {role: answers_of(network_of(tmp_path / "000-0000", role), one) for role in Role}
+    for role in Role:
+        guesses = [row.index(max(row)) for row in answers[role]]
+        by_class = [[g == label for g, label in zip(guesses, labels) if label == k] for k in range(10)]
+        expected = [round(sum(right) / len(right), 4) for right in by_class]
+        assert metrics[f"{role}/validation_class_accuracy"] == expected
+        assert metrics[f"{role}/validation_lowest_class_accuracy"] == pytest.approx(min(expected), abs=1e-4)
+        assert 0 <= metrics[f"{role}/validation_accuracy"] <= metrics[f"{role}/validation_top5_accuracy"] < 1
+        assert metrics[f"{role}/validation_entropy"] > 0 < metrics[f"{role}/validation_calibration_error"]
+    expected = agreement_by_loop(answers[Role.STUDENT], answers[Role.TEACHER])
+    assert metrics["student/validation_teacher_agreement"] == pytest.approx(expected, abs=1e-6)
+    assert 0 < expected < 1 and "teacher/validation_teacher_agreement" not in metrics
+    assert json.loads(json.dumps(metrics)) == metrics, "the log could not hold it"
+
+
+def test_agreement_with_a_frozen_teacher_that_is_asked_once(tmp_path, teacher, monkeypatch):
+    one, asked = worker(tmp_path, roles=(Role.STUDENT,), teacher=teacher), []
+    answer = TrainingWorker._answers
+    monkeypatch.setattr(TrainingWorker, "_answers", lambda self, net: asked.append(net) or answer(self, net))
+    theirs = answers_of(network_of(teacher, Role.TEACHER), one)
+    for number, member in enumerate((0, 1, 2)):
+        metrics = one.train(job(member, 0, roles=(Role.STUDENT,)))
+        ours = answers_of(network_of(tmp_path / f"00{member}-0000", Role.STUDENT), one)
+        assert metrics["student/validation_teacher_agreement"] == pytest.approx(agreement_by_loop(ours, theirs))
+        assert asked.count(one.trainer.frozen_teacher) == 1 and len(asked) == 2 + number
+    assert 0 < metrics["student/validation_teacher_agreement"] < 1
+
+
+def test_no_teacher_no_agreement(tmp_path):
+    for roles in ((Role.STUDENT,), (Role.TEACHER,)):
+        metrics = worker(tmp_path / roles[0], roles=roles).train(job(0, 0, roles=roles))
+        assert not any("agreement" in name for name in metrics)
 
 
 # ---- what feeds what

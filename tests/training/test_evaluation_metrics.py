@@ -1,4 +1,5 @@
-from math import inf, nan
+import json
+from math import inf, log, nan
 
 import numpy as np
 import pytest
@@ -51,6 +52,45 @@ def test_metrics_against_a_loop(seed, images, classes, scale):
     assert found.loss == pytest.approx(loss, rel=1e-5, abs=1e-6)
     # a confidence within rounding of a bin's edge may fall to either side: that moves at most its own share
     assert found.calibration_error == pytest.approx(error, abs=1e-5) or near_an_edge(logits)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 60), classes=st.integers(2, 12), scale=st.floats(0.1, 20))
+def test_ranks_entropy_and_classes_against_a_loop(seed, images, classes, scale):
+    rng = np.random.default_rng(seed)
+    logits = (rng.normal(size=(images, classes)) * scale).astype(np.float32)
+    labels = rng.integers(classes, size=images)
+    entropy, among, by_class = 0.0, 0, {}
+    for row, label in zip(logits.astype(np.float64), labels):
+        chances = np.exp(row - row.max())
+        chances /= chances.sum()
+        entropy -= sum(p * log(p) for p in chances if p > 0)
+        among += sum(other > row[label] for other in row) < 5
+        by_class.setdefault(label, []).append(row.argmax() == label)
+    found = score(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert found.entropy == pytest.approx(entropy / images, rel=1e-4, abs=1e-5)
+    assert 0 <= found.entropy <= log(classes) + 1e-5
+    assert found.top5_accuracy == (pytest.approx(among / images, abs=1e-6) if classes > 5 else None)
+    expected = [float(np.mean(by_class[k])) if k in by_class else None for k in range(classes)]
+    assert found.class_accuracy == [None if value is None else pytest.approx(value) for value in expected]
+    assert found.lowest_class_accuracy == pytest.approx(min(value for value in expected if value is not None))
+
+
+def test_metrics_as_plain_data():
+    logits, labels = torch.eye(7), torch.tensor([0, 1, 2, 3, 4, 4, 4])
+    found = score(logits, labels).to_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert found["class_accuracy"] == [1, 1, 1, 1, pytest.approx(1 / 3), None, None]
+    assert found["lowest_class_accuracy"] == pytest.approx(1 / 3) and found["top5_accuracy"] == 1
+    few = score(logits[:5, :5], labels[:5]).to_dict()
+    assert "top5_accuracy" not in few and few.keys() | {"top5_accuracy"} == found.keys()
+
+
+def test_entropy_of_extremes():
+    labels = torch.zeros(3, dtype=torch.int64)
+    assert score(torch.zeros(3, 8), labels).entropy == pytest.approx(log(8), rel=1e-6)
+    sure = torch.tensor([[200.0, 0, -200]]).repeat(3, 1)  # chances of exactly 0
+    assert score(sure, labels).entropy == 0
 
 
 def near_an_edge(logits: np.ndarray) -> bool:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from rolekd_ray.distill.features import unit
+from rolekd_ray.distill.features import centred, unit
 from rolekd_ray.distill.methods.hinton import check_temperature
 from rolekd_ray.distill.registry import method
 
@@ -39,5 +39,4 @@ def dist(
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:
     """Return Pearson's correlation of each row with the other's."""
-    first, second = (rows - rows.mean(1, keepdim=True) for rows in (first, second))
-    return (unit(first) * unit(second)).sum(1)
+    return (unit(centred(first)) * unit(centred(second))).sum(1)

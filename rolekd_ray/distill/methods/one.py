@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from rolekd_ray.distill.methods.hinton import hinton
 from rolekd_ray.distill.registry import method
+from rolekd_ray.errors import ConfigError
 from rolekd_ray.models.initial import he_initialise
 from rolekd_ray.models.tail import tail_of
 
@@ -33,9 +34,13 @@ class One(nn.Module):
         branches: at least 2, the student among them.
         ramp_epochs: ramp = exp(-5 (1 - epoch / ramp_epochs)²), then 1; 0: 1 from the start.
 
-    Source: Lan, Zhu, Gong, arXiv 1806.04606, equations 3 to 8; 3 branches, T = 3 and 80 epochs as in its code. There
-    the gate is a linear layer, BatchNorm, ReLU and softmax on globally pooled features; so here. The study
-    (arXiv 2007.01922) reports the branch that is best on *test* images; we choose on validation.
+    Raises:
+        ConfigError: fewer than 2 branches, or the network cannot be cut at that layer.
+
+    Source: Lan, Zhu, Gong, arXiv 1806.04606, equations 3 to 8; 3 branches and 80 epochs as in its code, which has
+    T = 3; here T is the run's unless the options say otherwise. There the gate is a linear layer, BatchNorm, ReLU and
+    softmax on globally pooled features; so here. The study (arXiv 2007.01922) reports the branch that is
+    best on *test* images; we choose on validation.
     """
 
     def __init__(
@@ -43,6 +48,8 @@ class One(nn.Module):
         branches: int = 3, ramp_epochs: int = 80,
     ):  # fmt: skip
         super().__init__()
+        if branches < 2:
+            raise ConfigError(f"distill.options.one.branches: got {branches}; expected at least 2")
         self.ramp_epochs = ramp_epochs
         self.branches = nn.ModuleList(_fresh(tail_of(student, layers_student[0])) for _ in range(branches - 1))
         self.gate = nn.Sequential(nn.Linear(shapes_student[0][0], branches), nn.BatchNorm1d(branches), nn.ReLU())
