@@ -245,7 +245,12 @@ def train(
     trainings = [wanted]
     if role == Role.STUDENT:
         trainings = chain_of(wanted, assistants=assistant, generations=generations, residual=residual)
-    data = check_inputs(settings, local=True)
+    taught = settings
+    if len(teachers) > 1:  # layers are looked for in the ensemble, not in a network of `teacher.model`
+        taught = settings.model_copy(
+            update={"teacher": settings.teacher.model_copy(update={"checkpoint": teachers})},
+        )
+    data = check_inputs(taught, local=True)
     check_teachers(teachers, settings.data, data)
     if role == Role.STUDENT:
         check_links(trainings, data)

@@ -39,7 +39,12 @@ def distillation_problems(settings: Settings) -> list[str]:
 
 
 def _layer_problems(settings: Settings) -> list[str]:
-    """Return the problems of layers' names; none while a network's own name is unknown, of which others tell."""
+    """Return the problems of layers' names; none while a network's own name is unknown, of which others tell.
+
+    Nor are there any of an ensemble, whose networks only its checkpoints know: see `check_layers`.
+    """
+    if len(settings.teacher.checkpoints) > 1:
+        return []
     known = known_methods()
     methods = {name: known[name] for name in settings.distill.losses if name in known}
     if all(method.layers == "none" for method in methods.values()):
