@@ -235,22 +235,24 @@ def train(
     if loaded is not None and role not in loaded.roles:
         raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
 
-    from rolekd_ray.search.preflight import check_inputs, check_links, check_teachers
+    from rolekd_ray.search.preflight import check_inputs, check_links, check_names, check_teachers
     from rolekd_ray.training.chain import chain_of, check_chain, train_chain
     from rolekd_ray.training.conditions import condition_lines, describe_run_images
     from rolekd_ray.training.final import FinalTraining
+    from rolekd_ray.training.losses import needs_frozen_teacher
 
     folder, teachers = place(output), tuple(map(place, teacher))
     wanted = FinalTraining(settings, role, folder, loaded, teachers or None)
     trainings = [wanted]
     if role == Role.STUDENT:
         trainings = chain_of(wanted, assistants=assistant, generations=generations, residual=residual)
-    taught = settings
-    if len(teachers) > 1:  # layers are looked for in the ensemble, not in a network of `teacher.model`
-        taught = settings.model_copy(
-            update={"teacher": settings.teacher.model_copy(update={"checkpoint": teachers})},
+    if teachers and not needs_frozen_teacher(settings.distill.losses):
+        check_names(settings, layers=False)
+        raise ConfigError(
+            f"--teacher: got {', '.join(teacher)}; expected none, for none of {', '.join(settings.distill.losses)} "
+            "learns from a finished teacher here"
         )
-    data = check_inputs(taught, local=True)
+    data = check_inputs(settings, local=True, layers=False)  # they depend on the teacher that is given here
     check_teachers(teachers, settings.data, data)
     if role == Role.STUDENT:
         check_links(trainings, data)

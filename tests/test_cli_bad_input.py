@@ -104,6 +104,11 @@ SETTINGS = {
         "distill.clip_to_task",
         "expected cross_entropy with a weight",
     ),
+    "clipping to labels whose weight may evolve to nothing": (
+        "--set 'distill={losses: {cross_entropy: 1, hinton: 1}, clip_to_task: true}' "
+        "--set 'space.scalars={losses.cross_entropy: {initial: 1, range: [0, 2]}}'",
+        "space.scalars.losses.cross_entropy: got a range from 0; expected one above 0",
+    ),
     "fewer branches than two": (
         "--set 'distill={losses: {cross_entropy: 1, one: 1}, options: {one: {branches: 1}}}'",
         "distill.options.one.branches: got 1; expected at least 2",
@@ -425,6 +430,11 @@ class TestTraining:
     def test_a_teacher_for_the_teacher(self):
         write_network(Path("net"))
         assert_refused(lambda: rolekd("train teacher -o out --teacher net"), "--teacher", "expected none")
+
+    @pytest.mark.parametrize("losses", ["cross_entropy: 1", "cross_entropy: 1, mutual: 1"])
+    def test_a_teacher_that_nothing_learns_from(self, losses):
+        words = f"train student -o out --teacher net --set 'distill.losses={{{losses}}}'"
+        assert_refused(lambda: rolekd(words), "--teacher: got net; expected none", losses.split(":")[0])
 
     def test_unknown_network(self):
         assert_refused(

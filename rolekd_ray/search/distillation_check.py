@@ -35,19 +35,30 @@ def distillation_problems(settings: Settings) -> list[str]:
         problems.append(f"teacher.checkpoint: got a trained network; expected none, for {online[0]} trains a peer")
     if distill.clip_to_task and all(method.distils or not distill.losses[n] for n, method in known.items()):
         problems.append("distill.clip_to_task: got no loss of labels to clip to; expected cross_entropy with a weight")
-    return problems + _layer_problems(settings)
+    return problems + _evolving_problems(settings)
 
 
-def _layer_problems(settings: Settings) -> list[str]:
-    """Return the problems of layers' names; none while a network's own name is unknown, of which others tell.
-
-    Nor are there any of an ensemble, whose networks only its checkpoints know: see `check_layers`.
-    """
-    if len(settings.teacher.checkpoints) > 1:
+def _evolving_problems(settings: Settings) -> list[str]:
+    """Return the problem of a labels' weight that may evolve to 0, where distillation is clipped to the labels'."""
+    distill, known = settings.distill, known_methods()
+    labels = {f"losses.{name}" for name in distill.losses if name in known and not known[name].distils}
+    low = {scalar.name: scalar.low for scalar in settings.search_space().scalars if scalar.name in labels}
+    if not distill.clip_to_task or len(low) < len(labels) or not low or max(low.values()) > 0:
         return []
+    return [
+        f"space.scalars.{name}: got a range from {value:g}; expected one above 0, for distill.clip_to_task clips to it"
+        for name, value in low.items()
+    ]
+
+
+def layer_problems(settings: Settings) -> list[str]:
+    """Return the problems of layers' names, as far as the settings name the networks.
+
+    None while a network's own name is unknown, of which others tell, and of an ensemble, whose members decide.
+    """
     known = known_methods()
     methods = {name: known[name] for name in settings.distill.losses if name in known}
-    if all(method.layers == "none" for method in methods.values()):
+    if len(settings.teacher.checkpoints) > 1 or all(method.layers == "none" for method in methods.values()):
         return []
     try:
         student, teacher = (

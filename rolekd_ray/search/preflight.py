@@ -10,7 +10,7 @@ from rolekd_ray.data.sources import SOURCES
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError
 from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
-from rolekd_ray.search.distillation_check import check_layers, distillation_problems
+from rolekd_ray.search.distillation_check import check_layers, distillation_problems, layer_problems
 from rolekd_ray.storage import Place
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.final import FinalTraining
@@ -19,30 +19,33 @@ from rolekd_ray.training.networks import load_network, load_teacher
 from rolekd_ray.training.precision import compute_dtype
 
 
-def check_names(settings: Settings) -> None:
-    """Check the names of networks and losses; reads no file.
+def check_names(settings: Settings, *, layers: bool = True) -> None:
+    """Check the names of networks, losses and, in the networks that the settings name, `layers`; reads no file.
 
     Raises:
         ConfigError: with every unknown name and the nearest known one.
     """
-    problems = distillation_problems(settings)
+    problems = distillation_problems(settings) + (layer_problems(settings) if layers else [])
     problems += _network_problems(settings, lambda name: build_network(name, num_classes=10, channels=3, seed=0))
     if problems:
         raise ConfigError(*problems)
 
 
-def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = False) -> TrainingData:
+def check_inputs(
+    settings: Settings, *, local: bool = False, evaluated: bool = False, layers: bool = True
+) -> TrainingData:
     """Check everything a run reads: names, training data, the given teacher. Return the data.
 
     Args:
         settings: of the run.
         local: it trains in this process, so the GPUs it asks for must be here; Ray counts the cluster's itself.
         evaluated: it ends on the test split, which must then be there; it stays closed.
+        layers: whether losses must find their layers in the networks that the settings name.
 
     Raises:
         InputError: with what is wrong.
     """
-    check_names(settings)
+    check_names(settings, layers=layers)
     if local:
         check_device(settings)
     data = open_training_data(settings.data, train=settings.data.train)
@@ -65,7 +68,8 @@ def check_inputs(settings: Settings, *, local: bool = False, evaluated: bool = F
             teacher = load_teacher(given, num_classes=sizes["num_classes"], channels=sizes["channels"])
     except CheckpointError as error:
         raise CheckpointError(*(f"teacher.checkpoint: {problem}" for problem in error.problems)) from error
-    check_layers(settings, data, teacher)
+    if layers:
+        check_layers(settings, data, teacher)
     return data
 
 

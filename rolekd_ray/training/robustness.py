@@ -30,7 +30,7 @@ class OnPixels(nn.Module):
 
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor):
         super().__init__()
-        self.network = network.eval()
+        self.network = network
         self.register_buffer("mean", mean.view(-1, 1, 1))
         self.register_buffer("std", std.view(-1, 1, 1))
         self.eval()

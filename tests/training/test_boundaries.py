@@ -61,6 +61,25 @@ def test_what_does_not_count():
             assert (found.magnitude, found.angle, found.pairs) == (None, None, 0)
 
 
+class Renamed(nn.Module):
+    """A network that calls every class by the next one's name."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, images):
+        return self.network(images).roll(1, dims=1)
+
+
+def test_images_on_which_one_network_is_wrong_do_not_count():
+    network, (images, labels) = OnPixels(trained(), MEAN, STD), (part[:2] for part in digits())
+    for pair in ((network, Renamed(network)), (Renamed(network), network)):
+        assert boundary_similarity(*pair, images, labels).pairs == 0
+    assert boundary_similarity(Renamed(network), Renamed(network), images, (labels + 1) % 10).pairs > 4
+
+
 def test_equal_networks_have_equal_boundaries():
     network, (images, labels) = OnPixels(trained(), MEAN, STD), digits()
     found = boundary_similarity(network, network, images[:8], labels[:8])

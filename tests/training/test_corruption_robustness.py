@@ -8,8 +8,15 @@ import torch
 from robust_helpers import Untouched, clean_views, digits, trained
 
 from rolekd_ray.augment.corruptions import STRENGTHS, corrupt
+from rolekd_ray.config import BaseAugmentationSettings
 from rolekd_ray.data.corrupted import CorruptedSets
+from rolekd_ray.data.sources import load_image_set
+from rolekd_ray.models.zoo import build_network
+from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.training.corruption_robustness import corrupted_accuracies, mean_accuracy, published_accuracies
+from rolekd_ray.training.evaluation import predict, score
+from rolekd_ray.training.robustness import OnPixels, Pgd, robust_accuracy
+from rolekd_ray.training.views import Views
 
 
 def accuracy(network, images, labels) -> float:
@@ -53,3 +60,37 @@ def test_published_sets():
     assert expected[0] > expected[4]
     first = [accuracy(network, torch.from_numpy(p[:2]).permute(0, 3, 1, 2), labels[:2]) for p in pictures]
     assert published_accuracies(network, sets, views, limit=2) == {"dark": pytest.approx(first)}
+
+
+@pytest.mark.slow
+def test_photographs(shared_data):
+    """Attacks and corruptions cost a network accuracy on real photographs, the more the stronger they are."""
+    train, test = (load_image_set("parquet", shared_data / "cifar10", split=split) for split in ("train", "test"))
+    mean, std = train.statistics(torch.arange(2000))
+    views = Views(
+        BaseAugmentationSettings(crop_padding_pixels=0, flip=False, cutout_pixels=0),
+        SearchSpace("none", ()),
+        mean,
+        std,
+        seed=0,
+    )
+    network = build_network("resnet8", num_classes=10, channels=3, seed=0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.005)
+    for part in torch.arange(2000).repeat(4).split(50):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(network(views.clean(train.images[part])), train.labels[part])
+        loss.backward()
+        optimizer.step()
+    network.eval()
+    images, labels = test.images[:500], test.labels[:500]
+    found = corrupted_accuracies(network, images, labels, views, seed=0)
+    clean = score(predict(network, images, views, dtype=torch.float32), labels).accuracy
+    assert clean > 0.25, "too little learnt"
+    by_severity = [sum(column) / 7 for column in zip(*found.values())]
+    assert all(later < earlier for earlier, later in pairwise([clean, *by_severity])), by_severity
+    pixels = OnPixels(network, mean, std)
+    attacked = [
+        robust_accuracy(pixels, images[:100], labels[:100], seed=0, attack=Pgd(epsilon / 255, epsilon / 1000, 10))
+        for epsilon in (0.5, 2, 8)
+    ]
+    assert clean > attacked[0] > attacked[1] > attacked[2]

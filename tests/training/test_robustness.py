@@ -56,6 +56,14 @@ def test_robust_accuracy_by_hand():
     assert robust_accuracy(Threshold(130 / 255), GREY, labels, seed=0, attack=TWENTY) == 3 / 5
 
 
+def test_an_image_that_only_its_random_start_makes_right_does_not_count():
+    images = torch.full((50, 1, 1, 1), 129, dtype=torch.uint8)
+    noise = Pgd(20 / 255, 0, 0)
+    assert robust_accuracy(Threshold(130 / 255), images, torch.ones(50, dtype=torch.int64), seed=0, attack=noise) == 0
+    found = robust_accuracy(Threshold(130 / 255), images, torch.zeros(50, dtype=torch.int64), seed=0, attack=noise)
+    assert 0.3 < found < 0.8, "the start moves nothing over"
+
+
 def test_transferability_by_hand():
     """Attacks on threshold 130 that count are those of 120 (up to 140) and 140 (down to 120)."""
     labels = torch.tensor([0, 0, 1, 1, 1])

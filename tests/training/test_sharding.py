@@ -97,7 +97,11 @@ def test_the_epoch_loop_and_validation(alone, group):
     for found in (worker["epochs"] for worker in group):
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
         assert found["evaluation"]["images"] == expected["evaluation"]["images"]
-        assert found["evaluation"] == pytest.approx(expected["evaluation"], rel=1e-3, abs=0.03)
+        numbers = [
+            {k: v for k, v in of.items() if k != "class_accuracy"}
+            for of in (found["evaluation"], expected["evaluation"])
+        ]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-3, abs=0.03)
         assert_close(found["state"], expected["state"], rtol=1e-3, atol=1e-4)
 
 
