@@ -266,7 +266,7 @@ def test_evaluation_of_a_members_state(made):
     found = rolekd("evaluate", member[-1])
     assert found.code == 0, found.err
     scores = [r["metrics"]["student/validation_accuracy"] for r in read_log(run) if r["kind"] == "score"]
-    (accuracy,) = lines_of(found.out, "accuracy")
+    accuracy, *_ = lines_of(found.out, "accuracy")
     assert float(accuracy[1]) == pytest.approx(max(scores[-2:]), abs=6e-5), "as when it was scored"
     compared = rolekd("evaluate", member[-1], "--teacher", run / "best" / "teacher")
     assert compared.code == 0 and "agreement with teacher" in compared.out

@@ -51,6 +51,16 @@ def test_an_ensemble_teaches_and_is_what_agreement_is_measured_with():
     assert not torch.equal(*trees)
 
 
+def test_a_loss_compares_layers_of_an_ensembles_members_by_name():
+    words = ("--teacher", "a", "--teacher", "b", "--set", "distill.losses={attention: 1}")
+    assert_refused(lambda: rolekd(*STUDENT, *words), "distill.layers.attention", "Ensemble has no defaults")
+    layers = "distill.layers={attention: {student: [stage2, stage3], teacher: [members.0.stage2, members.1.stage3]}}"
+    assert said(*words, "--set", layers) == ["net"]
+    assert_refused(
+        lambda: rolekd(*STUDENT, *words, "--set", layers.replace("1.stage3", "2.stage3")), "members.2.stage3"
+    )
+
+
 def test_ensembles_are_evaluated_and_compared_with(monkeypatch):
     asked = []
     real = evaluation.evaluate_checkpoint

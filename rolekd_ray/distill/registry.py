@@ -163,7 +163,7 @@ def _import_all(own: str) -> None:
     for name in filter(None, map(str.strip, own.split(","))):
         try:
             import_module(name)
-        except ImportError as error:
+        except Exception as error:  # somebody's code runs here: any error can come out of it
             raise ConfigError(
                 f"ROLEKD_METHODS: cannot import {name!r}: {error}; expected a module on PYTHONPATH"
             ) from error

@@ -35,7 +35,7 @@ def distillation_problems(settings: Settings) -> list[str]:
         problems.append(f"teacher.checkpoint: got a trained network; expected none, for {online[0]} trains a peer")
     if distill.clip_to_task and all(method.distils or not distill.losses[n] for n, method in known.items()):
         problems.append("distill.clip_to_task: got no loss of labels to clip to; expected cross_entropy with a weight")
-    return problems + _evolving_problems(settings) + _layer_problems(settings)
+    return problems + _evolving_problems(settings)
 
 
 def _evolving_problems(settings: Settings) -> list[str]:
@@ -51,11 +51,14 @@ def _evolving_problems(settings: Settings) -> list[str]:
     ]
 
 
-def _layer_problems(settings: Settings) -> list[str]:
-    """Return the problems of layers' names; none while a network's own name is unknown, of which others tell."""
+def layer_problems(settings: Settings) -> list[str]:
+    """Return the problems of layers' names, as far as the settings name the networks.
+
+    None while a network's own name is unknown, of which others tell, and of an ensemble, whose members decide.
+    """
     known = known_methods()
     methods = {name: known[name] for name in settings.distill.losses if name in known}
-    if all(method.layers == "none" for method in methods.values()):
+    if len(settings.teacher.checkpoints) > 1 or all(method.layers == "none" for method in methods.values()):
         return []
     try:
         student, teacher = (

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from cli_helpers import TINY, options, rolekd, write_network
 
 from rolekd_ray import cli
 from rolekd_ray.policy.policy import Policy
@@ -42,3 +43,13 @@ def test_the_command_line_says_it_on_stderr(tmp_path, monkeypatch, capsys, found
     note = f"note: distillation ended below the student alone ({found:.4f} against 0.9200 validation accuracy)"
     assert (note in printed.err) == said and "ended below" not in printed.out
     assert "student distilled, found schedule" in printed.out
+
+
+@pytest.mark.slow
+def test_a_real_run_with_an_untrained_teacher_did_harm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_network(tmp_path / "teacher")  # fresh weights: whoever follows it learns nothing
+    words = options(TINY | {"teacher.checkpoint": "teacher", "distill.losses": "{hinton: 1}", "final.epochs": 8})
+    done = rolekd("run", "--local", "--name", "a", *words)
+    assert done.code == 0, done.err
+    assert "note: distillation ended below the student alone (0." in done.err

@@ -369,8 +369,18 @@ def test_branches_and_their_momentum_survive_an_exploit(tmp_path):
     assert same_tree(warm, load_checkpoint(tmp_path / "other" / job(1, 1, 1).state)[0])
 
 
-@pytest.mark.parametrize("protocol", ["sequential", "coevolve"])
-@pytest.mark.parametrize("losses", [ONE, DML])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("losses", "protocol"),
+    [
+        (ONE, "coevolve"),
+        (DML, "sequential"),
+        pytest.param(ONE, "sequential", marks=SLOW),
+        pytest.param(DML, "coevolve", marks=SLOW),
+    ],
+)
 def test_whole_runs(tmp_path, protocol, losses):
     settings = tiny_settings(
         losses, FLOAT, f"search.protocol={protocol}", "search.population_size=2", "search.epochs=2",
