@@ -20,15 +20,21 @@ def check(
     layers: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Instead: the layers of a network that losses can name.")
     ] = None,
+    methods: Annotated[bool, typer.Option("--methods", help="Instead: what distill.losses may name.")] = False,
 ) -> None:
     """Parse a configuration, print what it means; touches nothing."""
+    if methods:
+        if file is not None or overrides or layers is not None:
+            raise ConfigError("--methods: got other arguments beside it; expected none")
+        _show_methods()
+        return
     if layers is not None:
         if file is not None or overrides:
             raise ConfigError("--layers: got a configuration or --set beside it; expected the network's name alone")
         _show_layers(layers)
         return
     if file is None:
-        raise ConfigError("check: got nothing; expected a configuration, or --layers and a network's name")
+        raise ConfigError("check: got nothing; expected a configuration, --layers and a network's name, or --methods")
     from rolekd_ray.config import settings_text
 
     settings = read_settings(file, overrides, None)
@@ -60,6 +66,13 @@ def doctor(
     table, healthy = examine(place(storage))
     out.print(table)
     raise typer.Exit(0 if healthy else 1)
+
+
+def _show_methods() -> None:
+    from rolekd_ray.distill.registry import known_methods
+    from rolekd_ray.reporting.tables import methods_table
+
+    out.print(methods_table(known_methods().values()))
 
 
 def _show_layers(model: str) -> None:
