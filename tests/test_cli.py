@@ -9,6 +9,7 @@ import torch
 import yaml
 from cli_helpers import TINY, Result, environment, options, rolekd, rolekd_process, tree, write_images, write_network
 
+from rolekd_ray.distill.registry import known_methods
 from rolekd_ray.policy.schedule import load_schedule, schedule_to_dict
 from rolekd_ray.roles import Role
 from rolekd_ray.search.log import read_log
@@ -302,6 +303,14 @@ def test_check_prints_the_settings_and_their_cost_and_touches_nothing(file, fold
     again = folder / "again.yaml"
     again.write_text(result.out)
     assert rolekd("check", again).out == result.out, "what is printed is a configuration"
+
+
+def test_check_lists_methods():
+    found = rolekd("check", "--methods")
+    assert found.code == 0, found.err
+    rows = [line.split() for line in found.out.splitlines() if line.startswith(tuple("abcdefghijklmnopqrstuvwxyz"))]
+    assert [row[0] for row in rows[1:]] == sorted(known_methods())
+    assert ["svd", "stages", "1", "sum_over_batch:", "false"] in rows
 
 
 def test_check_lists_the_layers_of_a_network(folder):

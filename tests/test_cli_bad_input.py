@@ -201,9 +201,10 @@ def test_settings(case, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ("check", "expected a configuration, or --layers"),
+        ("check", "expected a configuration, --layers"),
         ("check --layers resnet21", "network: unknown network 'resnet21'"),
         ("check quickstart --layers resnet8", "expected the network's name alone"),
+        ("check --methods quickstart", "--methods: got other arguments beside it"),
         ("check --layers resnet8 --set seed=1", "expected the network's name alone"),
     ],
 )

@@ -1,6 +1,6 @@
 """Tables for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -40,6 +40,22 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> Group:
             "–" if seconds is None else f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}",
         )
     return titled("Accuracy of the finished networks", table)
+
+
+def methods_table(methods: Iterable[Any]) -> Group:
+    """Return one row per `distill.registry.Method`: the layers it takes, its weight in the literature, its options."""
+    table = plain_table("method", "layers", "weight", "options", numbers=("weight",))
+    for method in sorted(methods, key=lambda one: one.name):
+        options = ", ".join(f"{name}: {_setting(value)}" for name, value in method.options.items())
+        table.add_row(method.name, "–" if method.layers == "none" else method.layers, f"{method.weight:g}", options)
+    return titled("Methods for distill.losses, with the weights of the literature", table)
+
+
+def _setting(value: Any) -> str:
+    """Word a value as a configuration has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def layers_table(title: str, rows: Sequence[tuple[str, str, tuple[int, ...] | str]]) -> Group:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from cli_helpers import TINY, options, rolekd, write_network
 
-from rolekd_ray import cli
+from rolekd_ray.cli import runs
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.schedule import Schedule, Segment
 from rolekd_ray.policy.space import load_space
@@ -38,7 +38,7 @@ def test_the_command_line_says_it_on_stderr(tmp_path, monkeypatch, capsys, found
     directory = SimpleNamespace(path=tmp_path, schedule=tmp_path / "best" / "a", results=tmp_path / "results.json")
     monkeypatch.setattr(Pipeline, "__init__", lambda self, *a, **k: None)
     monkeypatch.setattr(Pipeline, "execute", lambda self, *a, **k: outcome)
-    cli._execute(directory, "run", True)
+    runs._execute(directory, "run", True)
     printed = capsys.readouterr()
     note = f"note: distillation ended below the student alone ({found:.4f} against 0.9200 validation accuracy)"
     assert (note in printed.err) == said and "ended below" not in printed.out
