@@ -35,8 +35,8 @@ PROTOCOL = (
     "search.perturbation_interval_epochs=8",
 )  # fmt: skip
 
-# Not the literature's weight, which belongs to another form of this loss; the best of 1, 10 and 100 on validation images,
-# by one training each with seed 99.
+# Not the literature's weight, which belongs to another form of this loss; the best of 1, 10 and 100 on validation
+# images, by one training each with seed 99.
 WEIGHTS = {"correlation_congruence": 100.0}
 
 # Authors' temperatures where they differ from 4; what takes some of their 240 or 300 epochs takes that share here.
