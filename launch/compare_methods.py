@@ -25,7 +25,7 @@ from rolekd_ray.errors import RolekdError
 PAGE = Path(__file__).parents[1] / "docs" / "comparison.md"
 SEEDS = (0, 1, 2)
 ALONE, FEW_BITS = "labels alone", "2 bits, "
-TEACHER_EPOCHS, STUDENT_EPOCHS = 40, 16
+TEACHER_EPOCHS, STUDENT_EPOCHS = 40, 14
 
 # What all trainings share: `cifar10_reduced` with more images, which are halved in size so that two CPU cores suffice
 # for some eighty trainings; the crop's padding is halved with them. The teacher is larger and is trained for longer.
