@@ -3,7 +3,6 @@
 import copy
 import math
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,7 @@ from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.final import FinalTraining, train_final
 from rolekd_ray.training.learner import Learner, new_learner
 from rolekd_ray.training.networks import load_network
+from rolekd_ray.training.steps import Steps
 
 CPU = torch.device("cpu")
 ONE = "distill.losses={cross_entropy: 1, one: 1}"
@@ -253,10 +253,16 @@ def test_ones_views(digits):
 
 def replace_view_mode(trainer: Trainer, learner: Learner, mode: str) -> Distiller:
     distill = trainer.settings.distill.model_copy(update={"view_mode": mode})
-    changed = replace(trainer, settings=trainer.settings.model_copy(update={"distill": distill}))
     for network in learner.networks.values():
         network.train()
-    found = changed._distiller(learner)
+    found = Steps(
+        trainer.settings.model_copy(update={"distill": distill}),
+        learner,
+        learner.networks.get(Role.TEACHER, trainer.frozen_teacher),
+        dtype=trainer.dtype,
+        sharding=trainer.sharding,
+        normalisation=(trainer.views.mean, trainer.views.std),
+    ).distiller
     assert found is not None
     return found
 
