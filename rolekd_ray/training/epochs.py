@@ -213,12 +213,10 @@ class Trainer:
     ) -> None:
         task = {name: loss for name, loss in losses.items() if not methods.methods[name].distils}
         rest = {name: loss for name, loss in losses.items() if methods.methods[name].distils}
-        # role-kd's weight enters the sum that is logged, not the gradient: any weight is as good as 1
-        inert = self.settings.distill.compat == "rk2020"
         clipped_backward(
             [parameter for parameter in network.parameters() if parameter.requires_grad],
             weighted_sum(weights, task),
-            weighted_sum(dict.fromkeys(rest, 1.0) if inert else weights, rest) if rest else None,
+            weighted_sum(weights, rest) if rest else None,
             epoch,
             self.sharding,
         )
