@@ -24,7 +24,8 @@ def mutual(logits_student: Tensor, logits_teacher: Tensor, temperature: float = 
         logits_teacher: (N, K) of the other.
         temperature: T above 0; 1 in the paper and in the study's code.
 
-    Source: Zhang et al., arXiv 1706.00384, equations 3 to 6, where the second network's update already sees the first
-    one's; at once as in the study's code (arXiv 2007.01922), which chose the better network by *test* accuracy.
+    Source: Zhang et al., arXiv 1706.00384 (recalled, not read again), where the second network's update already sees
+    the first one's; at once as in the study's code (arXiv 2007.01922), which chose the better network by *test*
+    accuracy.
     """
     return hinton(logits_student, logits_teacher, temperature)

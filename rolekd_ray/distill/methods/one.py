@@ -37,10 +37,10 @@ class One(nn.Module):
     Raises:
         ConfigError: fewer than 2 branches, or the network cannot be cut at that layer.
 
-    Source: Lan, Zhu, Gong, arXiv 1806.04606, equations 3 to 8; 3 branches and 80 epochs as in its code, which has
-    T = 3; here T is the run's unless the options say otherwise. There the gate is a linear layer, BatchNorm, ReLU and
-    softmax on globally pooled features; so here. The study (arXiv 2007.01922) reports the branch that is
-    best on *test* images; we choose on validation.
+    Source: Lan, Zhu, Gong, arXiv 1806.04606 (recalled, not read again); 3 branches and 80 epochs as in its code, which
+    has T = 3; here T is the run's unless the options say otherwise. There the gate is a linear layer, BatchNorm, ReLU
+    and softmax on globally pooled features; so here. The study (arXiv 2007.01922) reports the branch that is best on
+    *test* images; we choose on validation.
     """
 
     def __init__(
