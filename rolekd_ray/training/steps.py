@@ -9,6 +9,7 @@ from rolekd_ray.config import Settings
 from rolekd_ray.distill.losses import Losses, weighted_sum
 from rolekd_ray.distill.methods.cross_entropy import cross_entropy
 from rolekd_ray.distill.outputs import Outputs
+from rolekd_ray.errors import TrainingError
 from rolekd_ray.roles import Role
 from rolekd_ray.training.batch import Batch
 from rolekd_ray.training.clipping import clipped_backward
@@ -95,12 +96,10 @@ class Steps:
         yield Role.STUDENT, weights, of_student
 
     def _of_peer(self, losses: Losses, weights: Mapping[str, float], outputs: Outputs) -> Lesson:
-        """Return what a student's peer learns: labels, and from the student by those losses that make them peers."""
-        of_peers = {name: weight for name, weight in weights.items() if losses.methods[name].online == "peer"}
-        found = losses(seen_by_peer(outputs), of_peers)
-        assert outputs.logits_teacher is not None
-        found["cross_entropy"] = cross_entropy(outputs.logits_teacher, outputs.labels)
-        return Role.TEACHER, FROM_LABELS | of_peers, found
+        """Return what a student's peer learns: as the student does, from labels, and from the other as its peer."""
+        both = [name for name, one in losses.methods.items() if one.online == "peer" or not one.distils]
+        shared = {name: weights[name] for name in both}
+        return Role.TEACHER, shared, losses(seen_by_peer(outputs), shared)
 
     def _from_labels(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         with autocast(self.dtype, batch.images.device):
@@ -117,9 +116,12 @@ class Steps:
     def _update(self, role: Role, weights: Mapping[str, float], losses: dict[str, Tensor]) -> Tensor:
         """Take one step; return the total loss."""
         network, methods = self.learner.networks[role], self.learner.losses
+        if not losses:
+            raise TrainingError(f"{role}: all losses have weight 0, got {dict(weights)}; expected one above 0")
         total = weighted_sum(weights, losses)
         self.learner.optimizers[role].zero_grad(set_to_none=True)
-        if self.settings.distill.clip_to_task and role == Role.STUDENT and methods is not None:
+        peers = methods is not None and methods.online == "peer"
+        if self.settings.distill.clip_to_task and methods is not None and (peers or role == Role.STUDENT):
             self._clipped_backward(network, methods, weights, losses)
         else:
             total.backward()
@@ -132,12 +134,10 @@ class Steps:
     ) -> None:
         task = {name: loss for name, loss in losses.items() if not methods.methods[name].distils}
         rest = {name: loss for name, loss in losses.items() if methods.methods[name].distils}
-        # role-kd's weight enters the sum that is logged, not the gradient: any weight is as good as 1
-        inert = self.settings.distill.compat == "rk2020"
         clipped_backward(
             [parameter for parameter in network.parameters() if parameter.requires_grad],
             weighted_sum(weights, task),
-            weighted_sum(dict.fromkeys(rest, 1.0) if inert else weights, rest) if rest else None,
+            weighted_sum(weights, rest) if rest else None,
             self.learner.epoch,
             self.sharding,
         )

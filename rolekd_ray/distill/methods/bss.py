@@ -53,8 +53,7 @@ def bss(
     Raises:
         ConfigError: the temperature is not above 0.
 
-    Source: Heo et al., arXiv 1805.05532, as their code (BSS_distillation) has it; that gap and targets are taken at
-    temperature 1, and that the mean is over attacked images, is recalled. The paper's text was not read.
+    Source: Heo et al., arXiv 1805.05532, as their code (BSS_distillation) has it. The paper's text was not read.
     """
     check_temperature(temperature)
     ratio = max(2 * (1 - 4 / 3 * progress), 0.0)

@@ -11,10 +11,11 @@ def mutual(logits_student: Tensor, logits_teacher: Tensor, temperature: float = 
     """Return T² · mean_N KL(softmax(peer / T) ‖ softmax(student / T)): a scalar in nats.
 
     There is no frozen teacher. The teacher's network is a peer: it starts from fresh weights beside every student,
-    learns from labels and, by this loss with the two swapped, from the student; both are run before either is updated.
-    The teacher *role* is the peer's view: under `independent` the peer sees the teacher's policy, under the shared view
-    modes both see one view. In the protocol `sequential` the teacher's schedule is found first, by the peer's network
-    alone, and then stays; in `coevolve` both evolve. Other methods that take a teacher take the peer.
+    learns from labels by the student's own losses and weights and, by this loss with the two swapped, from the student;
+    both are run before either is updated. The teacher *role* is the peer's view: under `independent` the peer sees the
+    teacher's policy, under the shared view modes both see one view. In the protocol `sequential` the teacher's schedule
+    is found first, by the peer's network alone, and then stays; in `coevolve` both evolve. Other methods that take a
+    teacher take the peer.
 
     A finished training keeps the better of the two on the validation images, if they are of one architecture; else the
     student.
