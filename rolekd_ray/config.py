@@ -196,8 +196,8 @@ class DistillSettings(Section):
     clip_to_task: bool = False
     """Of each parameter, the gradient of distillation is cut to the length of the labels' (role-kd's code)."""
     compat: Literal["corrected", "rk2020"] = "corrected"
-    """`rk2020`: as role-kd's published code computes: no T² in Hinton's loss, weights of clipped losses without effect,
-    MHGD's attention untrained, RKD's Huber loss without its -1/2."""
+    """`rk2020`: as role-kd's published code computes: no T² in Hinton's loss, MHGD's attention untrained, RKD's Huber
+    loss without its -1/2. Its lambda, which has no effect on the gradient there, has no counterpart here."""
 
 
 class BaseAugmentationSettings(Section):

@@ -31,7 +31,7 @@ class Capture:
 
     def __init__(self, network: nn.Module, layers: Iterable[str]):
         self.layers = list(dict.fromkeys(layers))
-        self._found: dict[str, Tensor] = {}
+        self._found: dict[str, tuple[Tensor, int]] = {}
         self._hooks: list[Any] = []
         problems = layer_problems(network, self.layers)
         if problems:
@@ -44,14 +44,18 @@ class Capture:
         """Layer names to tensors.
 
         Raises:
-            ConfigError: a layer was not called.
+            ConfigError: a layer was not called, or what it put out has been changed in place.
         """
         missing = [layer for layer in self.layers if layer not in self._found]
         if missing:
             raise ConfigError(
                 *(f"layers: {layer!r} was called in no forward pass; expected another" for layer in missing)
             )
-        return dict(self._found)
+        changed = [layer for layer, (tensor, version) in self._found.items() if _version(tensor) != version]
+        if changed:
+            hint = "by what follows it, such as an activation in place; expected that one's name"
+            raise ConfigError(*(f"layers: {layer!r} is overwritten {hint}" for layer in changed))
+        return {layer: tensor for layer, (tensor, _) in self._found.items()}
 
     def __enter__(self) -> "Capture":
         self._found.clear()
@@ -73,7 +77,8 @@ class Capture:
         self._found.clear()
 
     def _keep(self, layer: str, part: str | None, value: Any) -> None:
-        self._found[layer] = _tensor(layer, value, part)
+        tensor = _tensor(layer, value, part)
+        self._found[layer] = tensor, _version(tensor)
 
 
 def layer_problems(network: nn.Module, layers: Iterable[str], where: str = "layers") -> list[str]:
@@ -85,6 +90,11 @@ def layer_problems(network: nn.Module, layers: Iterable[str], where: str = "laye
         except KeyError:
             problems.append(unknown_name(where, "layer", layer, [name for name in modules if name]))
     return problems
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; torch does not count it in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _tensor(layer: str, value: Any, part: str | None) -> Tensor:

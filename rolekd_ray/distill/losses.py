@@ -25,7 +25,8 @@ class Losses(nn.Module):
         options: of methods, beside their defaults.
         layers: of methods that take features, as `Capture` names them, or `logits`.
         standardise: whether methods that soften both networks' logits, that is take both and a temperature, are given
-            standardised ones. Not `cross_entropy`, whose logits face labels, nor `one`, whose branches share a trunk.
+            standardised ones. Not `cross_entropy`, whose logits face labels, nor `one`, whose branches share a trunk,
+            nor `bss`, which softens logits of images of its own.
         built_with: values for constructors, by names of `registry.BUILT_WITH`; shapes by layer name instead:
             `shapes_student` and `shapes_teacher` map layers to shapes.
 
@@ -118,6 +119,7 @@ class Losses(nn.Module):
         if not name.startswith("features_"):
             value = getattr(outputs, name)
             softened = {"logits_student", "logits_teacher", "temperature"} <= set(method.takes)
+            softened = softened and "networks" not in method.takes  # those are to choose by, others are softened
             if self.standardise and softened and name.startswith("logits_") and value is not None:
                 return standardised(_float(value))  # widened first: bfloat16 would round the differences
             return value

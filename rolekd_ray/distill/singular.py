@@ -11,7 +11,8 @@ _TINY = 1e-20
 def singular_vectors(features: Tensor, count: int) -> Tensor:
     """Return the right-singular vectors of the largest singular values of each image's map, as (positions, channels).
 
-    Each has length 1 and a positive largest component. A vector is 0 where what the ones before it leave is less than
+    Each has length 1. Its sign is such that its own largest component is positive, or, where there are fewer positions
+    than channels, that of the left-singular vector. A vector is 0 where what the ones before it leave is less than
     1e-5 of the sum of squares, as in a map that is constant, or 0. Where singular values are equal, vectors are some of
     those that the map allows.
 

@@ -45,7 +45,7 @@ class VGG(nn.Module):
         features = self.stem(images)
         for name in self.layers.stages[:3]:
             features = self.get_submodule(name)(self.pool(features))
-        window = 1 + (images.shape[2] >= 64)  # no `if`: folding traces this
+        window = 1 + (features.shape[2] >= 8)  # images of 64 pixels or more; no `if`, for folding traces this
         features = self.get_submodule("stage4")(F.max_pool2d(features, window, window))
         return self.classifier(features.mean((2, 3)))
 

@@ -43,7 +43,10 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         if self.sharding is None:
-            return super().forward(input) if len(input) else input
+            if input.numel() > input.shape[1]:
+                return super().forward(input)
+            # One value per channel has no deviation, none no mean; an error here would leave the others waiting
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         count, mean, variance = _statistics(input.detach(), self.sharding)
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """The epoch loop: distillation of one learner under policies that change with the epoch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from rolekd_ray.augment.randomness import stream_key
 from rolekd_ray.config import Settings
-from rolekd_ray.distill.losses import Losses, weighted_sum
-from rolekd_ray.distill.methods.cross_entropy import cross_entropy
 from rolekd_ray.errors import DataError
 from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.policy.policy import Policy
@@ -17,14 +15,13 @@ from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.progress import advance
 from rolekd_ray.roles import Role
 from rolekd_ray.training.batch import Batch
-from rolekd_ray.training.clipping import clipped_backward
 from rolekd_ray.training.data import TrainingData
-from rolekd_ray.training.distiller import Distiller, seen_by_peer, seen_by_student
 from rolekd_ray.training.evaluation import check_finite
-from rolekd_ray.training.learner import Learner, learning_rate_factor
-from rolekd_ray.training.losses import FROM_LABELS, new_losses, weights_of
-from rolekd_ray.training.precision import autocast, compute_dtype
+from rolekd_ray.training.learner import Learner
+from rolekd_ray.training.losses import new_losses
+from rolekd_ray.training.precision import compute_dtype
 from rolekd_ray.training.sharding import ALONE, Sharding
+from rolekd_ray.training.steps import Steps
 from rolekd_ray.training.views import Views
 
 PoliciesAt = Callable[[Role, int], list[tuple[float, Policy]]]
@@ -89,12 +86,19 @@ class Trainer:
         """
         if learner.losses is None:
             self.equip(learner, stream)
-        distiller = self._distiller(learner)
+        steps = Steps(
+            self.settings,
+            learner,
+            self._teacher(learner),
+            dtype=self.dtype,
+            sharding=self.sharding,
+            normalisation=(self.views.mean, self.views.std),
+        )
         losses: dict[str, float] = {}
         for network in learner.networks.values():
             network.train()
         while learner.epoch < end_epoch:
-            losses = self._epoch(learner, distiller, policies_at, total_epochs, stream)
+            losses = self._epoch(learner, steps, policies_at, total_epochs, stream)
             learner.epoch += 1
         if self.settings.training.batchnorm == "local":
             for network in learner.networks.values():
@@ -104,21 +108,8 @@ class Trainer:
     def _teacher(self, learner: Learner) -> nn.Module | None:
         return learner.networks.get(Role.TEACHER, self.frozen_teacher)
 
-    def _distiller(self, learner: Learner) -> Distiller | None:
-        if learner.losses is None:
-            return None
-        return Distiller(
-            learner.losses.train(),
-            learner.networks[Role.STUDENT],
-            self._teacher(learner),
-            view_mode=self.settings.distill.view_mode,
-            dtype=self.dtype,
-            sharding=self.sharding,
-            normalisation=(self.views.mean, self.views.std),
-        )
-
     def _epoch(
-        self, learner: Learner, distiller: Distiller | None, policies_at: PoliciesAt, total_epochs: int, stream: object
+        self, learner: Learner, steps: Steps, policies_at: PoliciesAt, total_epochs: int, stream: object
     ) -> dict[str, float]:
         epoch = learner.epoch
         weighted = {role: policies_at(role, epoch) for role in Role}
@@ -137,13 +128,8 @@ class Trainer:
                 progress = (epoch + number / len(batches)) / total_epochs
                 rows = self.sharding.rows(indices)
                 batch = Batch(self.images, self.labels, indices, rows, epoch, agents, self.views)
-                steps = self._steps(learner, distiller, batch, scalars[Role.STUDENT], progress, generator)
-                for role, weights, losses in steps:
-                    self._set_optimizer(learner.optimizers[role], scalars[role], progress)
-                    total = self._update(role, learner, weights, losses)
-                    for name, value in ({"loss": total} | losses).items():
-                        name, value = f"{role}/{name}", value.detach()
-                        sums[name] = sums[name] + value if name in sums else value
+                for name, value in steps.take(batch, scalars, progress, generator).items():
+                    sums[name] = sums[name] + value if name in sums else value
                 advance()
         means = {name: (value / len(batches)).item() for name, value in sums.items()}
         check_finite(means, f"{stream}: epoch {epoch}")
@@ -154,74 +140,6 @@ class Trainer:
         generator = torch.Generator().manual_seed(key)
         order = self.indices[torch.randperm(len(self.indices), generator=generator)].to(self.images.device)
         return [batch for batch in order.split(self.settings.training.batch_size) if len(batch) > 1]
-
-    def _set_optimizer(self, optimizer: torch.optim.Optimizer, scalars: Mapping[str, float], progress: float) -> None:
-        settings = self.settings.training
-        factor = learning_rate_factor(settings.learning_rate_schedule, progress)
-        for group in optimizer.param_groups:
-            group["lr"] = scalars.get("learning_rate", settings.learning_rate) * factor
-            group["weight_decay"] = scalars.get("weight_decay", settings.weight_decay)
-
-    def _steps(
-        self, learner: Learner, distiller: Distiller | None, batch: Batch, scalars: Mapping[str, float],
-        progress: float, generator: torch.Generator,
-    ) -> Iterator[tuple[Role, Mapping[str, float], dict[str, Tensor]]]:  # fmt: skip
-        """Yield (role, weights, losses) of each network that learns, to be updated before the next is asked for.
-
-        A co-evolving teacher takes its step first, and the student learns from the teacher it then is. Peers are both
-        run before either is updated (Zhang et al., arXiv 1706.00384, algorithm 1, updates them in turn; the study's
-        code at once).
-        """
-        peers = learner.losses is not None and learner.losses.online == "peer"
-        if Role.TEACHER in learner.networks and not peers:
-            yield Role.TEACHER, FROM_LABELS, self._from_labels(learner.networks[Role.TEACHER], batch)
-        if distiller is None or learner.losses is None:
-            return
-        settings, losses = self.settings.distill, learner.losses
-        weights = weights_of(settings, has_teacher=distiller.teacher is not None)
-        weights = {name: scalars.get(f"losses.{name}", weight) for name, weight in weights.items()}
-        temperature = scalars.get("temperature", settings.temperature)
-        outputs = distiller.outputs(batch, temperature=temperature, progress=progress, generator=generator)
-        of_student = losses(seen_by_student(outputs), weights)
-        if peers:
-            mutual = {name: weight for name, weight in weights.items() if losses.methods[name].online == "peer"}
-            of_peer = losses(seen_by_peer(outputs), mutual)
-            assert outputs.logits_teacher is not None
-            of_peer["cross_entropy"] = cross_entropy(outputs.logits_teacher, batch.labels)
-            yield Role.TEACHER, FROM_LABELS | mutual, of_peer
-        yield Role.STUDENT, weights, of_student
-
-    def _from_labels(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with autocast(self.dtype, batch.images.device):
-            logits = network(batch.teacher_view)
-        return {"cross_entropy": cross_entropy(self.sharding.gather(logits, len(batch)), batch.labels)}
-
-    def _update(self, role: Role, learner: Learner, weights: Mapping[str, float], losses: dict[str, Tensor]) -> Tensor:
-        """Take one step; return the total loss."""
-        network, total = learner.networks[role], weighted_sum(weights, losses)
-        learner.optimizers[role].zero_grad(set_to_none=True)
-        if self.settings.distill.clip_to_task and role == Role.STUDENT and learner.losses is not None:
-            self._clipped_backward(network, learner.losses, learner.epoch, weights, losses)
-        else:
-            total.backward()
-            self.sharding.sum_gradients(network)
-        learner.optimizers[role].step()
-        return total
-
-    def _clipped_backward(
-        self, network: nn.Module, methods: Losses, epoch: int, weights: Mapping[str, float], losses: dict[str, Tensor]
-    ) -> None:
-        task = {name: loss for name, loss in losses.items() if not methods.methods[name].distils}
-        rest = {name: loss for name, loss in losses.items() if methods.methods[name].distils}
-        # role-kd's weight enters the sum that is logged, not the gradient: any weight is as good as 1
-        inert = self.settings.distill.compat == "rk2020"
-        clipped_backward(
-            [parameter for parameter in network.parameters() if parameter.requires_grad],
-            weighted_sum(weights, task),
-            weighted_sum(dict.fromkeys(rest, 1.0) if inert else weights, rest) if rest else None,
-            epoch,
-            self.sharding,
-        )
 
 
 def new_trainer(

@@ -151,10 +151,19 @@ def test_features_of_a_folded_network_are_those_of_the_network(name):
 
 def test_torchvisions_networks():
     network = build_network("resnet18", num_classes=10, channels=3, seed=0)
-    with Capture(network, ["layer2", "layer3.0.bn1", "fc.input"]) as capture:
+    with Capture(network, ["layer2", "layer3.0.conv1", "fc.input"]) as capture:
         network(rows(2, 3, 32, 32))
     shapes = {name: tuple(value.shape) for name, value in capture.features.items()}
-    assert shapes == {"layer2": (2, 128, 4, 4), "layer3.0.bn1": (2, 256, 2, 2), "fc.input": (2, 512)}
+    assert shapes == {"layer2": (2, 128, 4, 4), "layer3.0.conv1": (2, 256, 2, 2), "fc.input": (2, 512)}
+
+
+def test_a_layer_that_is_overwritten_is_refused():
+    """Its ReLU works in place: what hangs there would be the activation, under another name."""
+    network = build_network("resnet18", num_classes=10, channels=3, seed=0)
+    with Capture(network, ["layer3.0.bn1"]) as capture:
+        network(rows(2, 3, 32, 32))
+    with pytest.raises(ConfigError, match=r"'layer3.0.bn1' is overwritten"):
+        _ = capture.features
 
 
 def test_the_network_does_not_notice_and_features_carry_the_gradient():

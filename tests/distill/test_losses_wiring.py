@@ -174,6 +174,19 @@ def test_those_that_soften_both_networks_logits_are_standardised():
     )
 
 
+def test_logits_that_are_chosen_by_are_not_standardised(register):
+    # BSS softens the logits of images it makes itself; standardised ones would but change which it attacks
+    seen: dict[str, Tensor] = {}
+
+    @register("chooses")
+    def chooses(logits_student: Tensor, logits_teacher: Tensor, networks: object, temperature: float) -> Tensor:
+        seen.update(student=logits_student, teacher=logits_teacher)
+        return logits_student.sum()
+
+    Losses(["chooses"], standardise=True)(batch(networks=object()), {"chooses": 1.0})
+    assert torch.equal(seen["student"], logits(0)) and torch.equal(seen["teacher"], logits(1))
+
+
 def test_standardised_in_float32_whatever_the_networks_computed_in():
     # Large, close logits: in bfloat16 the mean would swallow their differences
     low = {"logits_student": 50 + logits(0, dtype=torch.bfloat16), "logits_teacher": logits(1, dtype=torch.bfloat16)}

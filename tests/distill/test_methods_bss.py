@@ -150,13 +150,23 @@ def test_images_that_stand_in_are_not_moved():
     assert len(seen) == 1 and moved[0] > 0.01 and (moved[1:] < 1e-12).all()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_tiny_batch_attacks_one_image(count):
-    of = given()
-    for name in ("view", "logits_student", "logits_teacher", "labels"):
-        of[name] = of[name][:count]
-    expected = 2 * loss_by_loop(of, drawn(of, 1), 1, 3.0)
-    assert bss(**of).item() == pytest.approx(expected, rel=1e-6)
+def first(of: dict, count: int) -> dict:
+    """A batch of the first images of another one."""
+    return of | {name: of[name][:count] for name in ("view", "logits_student", "logits_teacher", "labels")}
+
+
+@pytest.mark.parametrize(("count", "samples", "attacked"), [(1, 64, 1), (2, 64, 2), (3, 64, 2), (7, 64, 2), (7, 1, 1)])
+def test_a_tiny_batch_attacks_two_images(count, samples, attacked):
+    of = first(given(), count)
+    expected = 2 * loss_by_loop(of, drawn(of, attacked), attacked, 3.0)
+    assert bss(**of, samples=samples).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_a_ragged_last_batch_of_a_student_with_batchnorm_of_vectors(count):
+    of = first(given(), count)  # BatchNorm1d, as AlexNet has it, raises on one image
+    student = nn.Sequential(of["networks"].student, nn.BatchNorm1d(K, dtype=torch.float64)).train()
+    assert bss(**of | {"networks": replace(of["networks"], student=student)}).isfinite()
 
 
 def test_gradients_of_bss():

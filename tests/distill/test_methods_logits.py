@@ -64,7 +64,7 @@ def dist_by_loop(student, teacher, temperature, beta, gamma) -> float:
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_dkd_equals_a_plain_loop(n, k, alpha, beta, temperature):
     student, teacher, labels = batch(n, k)
-    found = dkd(student, teacher, labels, 100, temperature, alpha=alpha, beta=beta).item()
+    found = dkd(student, teacher, labels, 1.0, temperature, alpha=alpha, beta=beta).item()
     expected = dkd_by_loop(student, teacher, labels, temperature, alpha, beta)
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
@@ -78,12 +78,11 @@ def test_dist_equals_a_plain_loop(n, k, beta, gamma, temperature):
     assert found == pytest.approx(dist_by_loop(student, teacher, temperature, beta, gamma), rel=1e-6)
 
 
-@pytest.mark.parametrize(("epoch", "share"), [(0, 0.05), (9, 0.5), (19, 1.0), (20, 1.0), (500, 1.0)])
-def test_dkd_rises_over_20_epochs(epoch, share):
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.51, 1.0), (0.99, 1.0)])
+def test_dkd_rises_over_its_warm_up(progress, share):
     student, teacher, labels = batch(6, 5)
-    whole = dkd(student, teacher, labels, epoch, warmup_epochs=0).item()
-    assert dkd(student, teacher, labels, epoch).item() == pytest.approx(share * whole)
-    assert dkd(student, teacher, labels, epoch, warmup_epochs=1).item() == pytest.approx(whole)
+    whole = dkd(student, teacher, labels, progress, warm_up=0.0).item()
+    assert whole > 0 and dkd(student, teacher, labels, progress, warm_up=0.5).item() == pytest.approx(share * whole)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -92,7 +91,7 @@ def test_dkd_is_hinton_with_the_teachers_own_weights(temperature):
     student, teacher, labels = batch(6, 5)
     rest = 1 - (teacher / temperature).softmax(1).gather(1, labels[:, None])[:, 0]
     rows = [
-        dkd(student[i:][:1], teacher[i:][:1], labels[i:][:1], 20, temperature, beta=rest[i].item()) for i in range(6)
+        dkd(student[i:][:1], teacher[i:][:1], labels[i:][:1], 1.0, temperature, beta=rest[i].item()) for i in range(6)
     ]
     assert torch.stack(rows).mean().item() == pytest.approx(hinton(student, teacher, temperature).item(), rel=1e-9)
 
@@ -102,14 +101,14 @@ def test_gradients_of_logits(method):
     student, teacher, labels = batch(4, 3)
     student.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda own: dkd(own, teacher, labels, 20) if method == "dkd" else dist(own, teacher), student
+        lambda own: dkd(own, teacher, labels, 1.0) if method == "dkd" else dist(own, teacher), student
     )
 
 
 def test_equal_logits_cost_nothing():
     student, _, labels = batch(6, 5)
     student.requires_grad_()
-    for loss in (dkd(student, student.detach() + 3, labels, 20), dist(student, student.detach() + 3)):
+    for loss in (dkd(student, student.detach() + 3, labels, 1.0), dist(student, student.detach() + 3)):
         (gradient,) = torch.autograd.grad(loss, student)
         assert loss.item() == pytest.approx(0, abs=1e-12) and gradient.abs().max() < 1e-12
 
@@ -139,13 +138,13 @@ def test_dkd_of_saturated_logits(dtype, temperature):
     student = torch.tensor([[3e4, 1.0, 0.0], [-3e4, 3e4, 0.0]], dtype=dtype, requires_grad=True)
     teacher = torch.tensor([[3e4, 0.0, 1.0], [3e4, -3e4, 0.0]], dtype=dtype)
     labels = torch.tensor([0, 0])
-    others = dkd(student, teacher, labels, 20, temperature, alpha=0.0, beta=1.0)
+    others = dkd(student, teacher, labels, 1.0, temperature, alpha=0.0, beta=1.0)
     expected = dkd_by_loop(
         torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 0.0, 1.0]]), labels[:1], temperature, 0, 1
     )
     second = temperature**2 * (student[1, 1] - student[1, 2]).item() / temperature  # -log p of one of two classes
     assert others.item() == pytest.approx((expected + second) / 2, rel=1e-3)
-    dkd(student, teacher, labels, 20, temperature).backward()
+    dkd(student, teacher, labels, 1.0, temperature).backward()
     assert student.grad.isfinite().all()
 
 
@@ -153,7 +152,7 @@ def test_temperatures_are_checked():
     student, teacher, labels = batch(2, 3)
     for temperature in (0.0, -1.0, math.nan):
         with pytest.raises(ConfigError, match="temperature"):
-            dkd(student, teacher, labels, 0, temperature)
+            dkd(student, teacher, labels, 1.0, temperature)
         with pytest.raises(ConfigError, match="temperature"):
             dist(student, teacher, temperature)
 

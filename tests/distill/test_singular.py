@@ -27,6 +27,16 @@ def test_equals_lapack(shape):
             assert min(np.abs(vector - other).max(), np.abs(vector + other).max()) < 1e-6
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_sign_is_that_of_the_largest_component_in_the_smaller_space(shape):
+    features = cases.features([shape], 6)[0]
+    for vectors, feature in zip(singular_vectors(features, 4).numpy(), features, strict=True):
+        matrix = feature.reshape(len(feature), -1).numpy()  # (C, P)
+        for vector in vectors:
+            side = vector if matrix.shape[0] <= matrix.shape[1] else matrix.T @ vector
+            assert side[np.abs(side).argmax()] > 0
+
+
 def test_signs_do_not_depend_on_scale_or_precision():
     features = cases.features([(4, 3, 5)], 6)[0]
     found = singular_vectors(features, 2)

@@ -167,13 +167,22 @@ def test_the_epoch_loop_cuts(digits):
     assert moved(1e4, CLIPPED) <= 1.51 * labels, "half of the labels' in epoch 0, per parameter"
 
 
-def test_weights_of_distillation_count_unless_as_published(digits):
+def test_weights_of_distillation_count(digits):
+    def at(weight: float) -> dict[str, Tensor]:
+        return weights(trained(digits, f"distill.losses={{cross_entropy: 1, hinton: {weight:g}}}", CLIPPED))
+
+    assert not same_tree(at(0.001), at(0.002))
+
+
+def test_as_published_the_losses_of_a_sum_have_their_weights(digits):
+    """Role-kd's sum is MHGD + 50 RKD + SVD before it is clipped; only what multiplies the whole sum is inert there."""
+
     def at(weight: float, compat: str) -> dict[str, Tensor]:
-        losses = f"distill.losses={{cross_entropy: 1, hinton: {weight:g}}}"
+        losses = f"distill.losses={{cross_entropy: 1, similarity: 1, attention: {weight:g}}}"  # no options in compat
         return weights(trained(digits, losses, CLIPPED, f"distill.compat={compat}"))
 
-    assert same_tree(at(1, "rk2020"), at(100, "rk2020"))
-    assert not same_tree(at(0.001, "corrected"), at(0.002, "corrected"))
+    assert same_tree(at(50, "rk2020"), at(50, "corrected"))
+    assert not same_tree(at(50, "rk2020"), at(1, "rk2020"))
 
 
 def test_hinton_as_published_has_no_squared_temperature(digits):

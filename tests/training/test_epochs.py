@@ -411,6 +411,12 @@ def test_a_loss_that_is_not_finite_names_stream_epoch_and_loss(digits):
         trainer_of(settings, digits).train(one, nothing, end_epoch=6, total_epochs=6, stream="007-0002")
 
 
+def test_weights_that_all_evolved_to_nothing_end_in_an_error(digits):
+    teacher = learner(tiny_settings(*BASE), (Role.TEACHER,), key="t").networks[Role.TEACHER]
+    with pytest.raises(TrainingError, match="student: all losses have weight 0"):
+        run_one_epoch(digits, tiny_settings(*BASE), {"losses.hinton": 0.0, "losses.cross_entropy": 0.0}, teacher)
+
+
 def test_bfloat16_trains_close_to_float32(digits):
     losses = {}
     for precision in ("float32", "bfloat16"):

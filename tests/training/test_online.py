@@ -3,7 +3,6 @@
 import copy
 import math
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,7 @@ from rolekd_ray.training.epochs import Trainer, new_trainer
 from rolekd_ray.training.final import FinalTraining, train_final
 from rolekd_ray.training.learner import Learner, new_learner
 from rolekd_ray.training.networks import load_network
+from rolekd_ray.training.steps import Steps
 
 CPU = torch.device("cpu")
 ONE = "distill.losses={cross_entropy: 1, one: 1}"
@@ -108,14 +108,14 @@ def one_by_hand(
     return total + factor * math.fsum(divergence(answer, wanted, temperature) for answer in answers)
 
 
-def one(branches: int = 3, ramp_epochs: int = 10) -> tuple[nn.Module, Losses]:
+def one(branches: int = 3, ramp: float = 0.5) -> tuple[nn.Module, Losses]:
     student = build_network("resnet8", num_classes=5, channels=1, seed=0).double()
     stage = student.layers.stages[-2]
     built = {"shapes_student": {stage: (32, 4, 4)}, "student": student}
     with torch.random.fork_rng():
         torch.manual_seed(3)
         losses = Losses(
-            ["one"], options={"one": {"branches": branches, "ramp_epochs": ramp_epochs}},
+            ["one"], options={"one": {"branches": branches, "ramp": ramp}},
             layers={"one": ([stage], [stage])}, built_with=built,
         )  # fmt: skip
     return student, losses.double()
@@ -127,7 +127,7 @@ def outputs_of_one(losses: Losses, one_view: bool, epoch: int = 3) -> Outputs:
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     logits, features, logits_self, features_self = draw(6, 5), draw(6, 32, 4, 4), draw(6, 5), draw(6, 32, 4, 4)
     return Outputs(
-        logits.requires_grad_(), None, torch.arange(6) % 5, temperature=3.0, epoch=epoch,
+        logits.requires_grad_(), None, torch.arange(6) % 5, temperature=3.0, progress=epoch / 20,
         features_student={stage: features.requires_grad_()}, logits_self=logits_self,
         features_self={stage: features_self}, one_view=one_view,
     )  # fmt: skip
@@ -253,10 +253,16 @@ def test_ones_views(digits):
 
 def replace_view_mode(trainer: Trainer, learner: Learner, mode: str) -> Distiller:
     distill = trainer.settings.distill.model_copy(update={"view_mode": mode})
-    changed = replace(trainer, settings=trainer.settings.model_copy(update={"distill": distill}))
     for network in learner.networks.values():
         network.train()
-    found = changed._distiller(learner)
+    found = Steps(
+        trainer.settings.model_copy(update={"distill": distill}),
+        learner,
+        learner.networks.get(Role.TEACHER, trainer.frozen_teacher),
+        dtype=trainer.dtype,
+        sharding=trainer.sharding,
+        normalisation=(trainer.views.mean, trainer.views.std),
+    ).distiller
     assert found is not None
     return found
 

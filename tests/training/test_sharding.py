@@ -6,6 +6,7 @@ import torch
 from sharding_cases import COUNTS, LOSSES, STEPS, TinyNet, all_cases, hinton, in_group
 from torch import nn
 
+from rolekd_ray.training.batchnorm import share_batchnorm
 from rolekd_ray.training.sharding import Sharding
 
 
@@ -119,3 +120,15 @@ def test_rows_lose_and_double_nothing():
             parts = [Sharding(rank, workers).rows(torch.arange(count)) for rank in range(workers)]
             assert torch.cat(parts).tolist() == list(range(count))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_worker_with_one_value_per_channel_normalises_by_what_it_knows():
+    """torch's BatchNorm refuses; the other workers would then wait for ever."""
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    share_batchnorm(network, "local", Sharding(0, 2))
+    rows = torch.randn(1, 3)
+    before = {name: value.clone() for name, value in network[1].named_buffers()}
+    found = network(rows)
+    assert torch.allclose(found, network[0](rows), rtol=1e-4) and found.requires_grad  # mean 0, deviation 1 as yet
+    assert network(rows[:0]).shape == (0, 4)
+    assert all(torch.equal(value, before[name]) for name, value in network[1].named_buffers())

@@ -46,22 +46,22 @@ def bss(
         progress: in [0, 1].
         generator: on the tensors' device; draws the target classes.
         temperature: T, above 0; the authors' is 3.
-        samples: most images to attack; at most a quarter of the batch, but one.
+        samples: most images to attack; at most a quarter of the batch, but two: BatchNorm of vectors fails on one.
         steps: of the attack; each costs a pass of the teacher forwards and backwards.
         step_size: of the attack.
 
     Raises:
         ConfigError: the temperature is not above 0.
 
-    Source: Heo et al., arXiv 1805.05532, as their code (BSS_distillation) has it; that gap and targets are taken at
-    temperature 1, and that the mean is over attacked images, is recalled. The paper's text was not read.
+    Source: Heo et al., arXiv 1805.05532, as their code (BSS_distillation) has it. The paper's text was not read.
     """
     check_temperature(temperature)
     ratio = max(2 * (1 - 4 / 3 * progress), 0.0)
     if ratio == 0:
         return 0.0 * logits_student.sum()
     logits_student, logits_teacher = logits_student.detach(), logits_teacher.detach()
-    chosen, usable = _base_samples(logits_student, logits_teacher, labels, max(min(samples, len(view) // 4), 1))
+    count = max(min(samples, max(len(view) // 4, 2), len(view)), 1)
+    chosen, usable = _base_samples(logits_student, logits_teacher, labels, count)
     targets = _target_classes(logits_teacher[chosen], labels[chosen], generator)
     moved = _moved(networks, view[chosen], targets, usable, steps, step_size)
     own = networks.shards.gather(networks.student(moved), len(chosen)).to(logits_student.dtype)

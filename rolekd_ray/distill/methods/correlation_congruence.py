@@ -11,7 +11,7 @@ from rolekd_ray.distill.registry import method
 _ORDER = 2
 
 
-@method("correlation_congruence", weight=0.02, layers="embedding")
+@method("correlation_congruence", weight=100.0, layers="embedding")
 def correlation_congruence(
     features_student: list[Tensor], features_teacher: list[Tensor], *, gamma: float = 0.4
 ) -> Tensor:
@@ -24,8 +24,9 @@ def correlation_congruence(
         features_teacher: (N, …) each.
         gamma: of the kernel.
 
-    Source: Peng et al., arXiv 1904.01802. RepDistiller's loss of this name is another one, products of
-    neighbouring images' absolute differences through a learned layer; the weight is of that one, for want of another.
+    Source: Peng et al., arXiv 1904.01802; the mean over N², gamma and the weight as Knowledge-Distillation-Zoo (AberHu)
+    has them for CIFAR-10. RepDistiller's loss of this name is another one, products of neighbouring images' absolute
+    differences through a learned layer: its weight, 0.02, is not of this form.
     """
     pairs = vector_pairs(features_student, features_teacher)
     return total([(_kernel(own, gamma) - _kernel(wanted, gamma)).square().mean() for own, wanted in pairs])

@@ -13,12 +13,12 @@ def dkd(
     logits_student: Tensor,
     logits_teacher: Tensor,
     labels: Tensor,
-    epoch: int,
+    progress: float = 1.0,
     temperature: float = 4.0,
     *,
     alpha: float = 1.0,
     beta: float = 8.0,
-    warmup_epochs: int = 20,
+    warm_up: float = 20 / 240,
 ) -> Tensor:
     """Return w · T² · (alpha TCKD + beta NCKD), means over N, in nats; its weights are inside.
 
@@ -29,16 +29,17 @@ def dkd(
         logits_student: (N, K), K 2 or more.
         logits_teacher: (N, K).
         labels: (N,) int64.
-        epoch: from 0.
+        progress: share of the training that is done.
         temperature: T, above 0.
         alpha: weight of TCKD.
         beta: weight of NCKD; the authors choose it per pair of networks.
-        warmup_epochs: w = min((epoch + 1) / warmup_epochs, 1); 0 leaves w at 1.
+        warm_up: share of the training in which w rises from 0 to 1; 0 leaves w at 1.
 
     Raises:
         ConfigError: the temperature is not above 0.
 
-    Source: Zhao et al., arXiv 2203.08679; warm-up as mdistiller's. That code masks the label by subtracting
+    Source: Zhao et al., arXiv 2203.08679; warm-up of 20 in 240 epochs as mdistiller's, where w
+    moves from epoch to epoch and here with every batch. That code masks the label by subtracting
     1000 from its logit, which fails where logits / T are larger than that or float16; here it is left out by index.
     """
     check_temperature(temperature)
@@ -46,7 +47,7 @@ def dkd(
     label_teacher, others_teacher = _parts(logits_teacher / temperature, labels)
     target = F.kl_div(label_student, label_teacher, reduction="batchmean", log_target=True)
     others = F.kl_div(others_student, others_teacher, reduction="batchmean", log_target=True)
-    warmup = min((epoch + 1) / warmup_epochs, 1.0) if warmup_epochs else 1.0
+    warmup = min(progress / warm_up, 1.0) if warm_up else 1.0
     return warmup * temperature**2 * (alpha * target + beta * others)
 
 

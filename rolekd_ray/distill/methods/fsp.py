@@ -17,7 +17,8 @@ def fsp(features_student: list[Tensor], features_teacher: list[Tensor]) -> Tenso
     Args:
         features_student: (N, C, H, W) each, two or more, in the order of the network. Of two neighbours the larger map
             is max-pooled to the smaller; before that, of student and teacher likewise.
-        features_teacher: (N, C, H', W') each, of the same channels; in a run regressors see to that.
+        features_teacher: (N, C, H', W') each, of the same channels; in a run regressors see to that, and where shapes
+            differ to the teacher's size, by averaging or interpolation.
 
     Raises:
         ConfigError: fewer than two layers, channels that differ, features that are no maps.

@@ -11,10 +11,11 @@ def mutual(logits_student: Tensor, logits_teacher: Tensor, temperature: float = 
     """Return T² · mean_N KL(softmax(peer / T) ‖ softmax(student / T)): a scalar in nats.
 
     There is no frozen teacher. The teacher's network is a peer: it starts from fresh weights beside every student,
-    learns from labels and, by this loss with the two swapped, from the student; both are run before either is updated.
-    The teacher *role* is the peer's view: under `independent` the peer sees the teacher's policy, under the shared view
-    modes both see one view. In the protocol `sequential` the teacher's schedule is found first, by the peer's network
-    alone, and then stays; in `coevolve` both evolve. Other methods that take a teacher take the peer.
+    learns from labels by the student's own losses and weights and, by this loss with the two swapped, from the student;
+    both are run before either is updated. The teacher *role* is the peer's view: under `independent` the peer sees the
+    teacher's policy, under the shared view modes both see one view. In the protocol `sequential` the teacher's schedule
+    is found first, by the peer's network alone, and then stays; in `coevolve` both evolve. Other methods that take a
+    teacher take the peer.
 
     A finished training keeps the better of the two on the validation images, if they are of one architecture; else the
     student.
@@ -24,7 +25,8 @@ def mutual(logits_student: Tensor, logits_teacher: Tensor, temperature: float = 
         logits_teacher: (N, K) of the other.
         temperature: T above 0; 1 in the paper and in the study's code.
 
-    Source: Zhang et al., arXiv 1706.00384, equations 3 to 6, where the second network's update already sees the first
-    one's; at once as in the study's code (arXiv 2007.01922), which chose the better network by *test* accuracy.
+    Source: Zhang et al., arXiv 1706.00384 (recalled, not read again), where the second network's update already sees
+    the first one's; at once as in the study's code (arXiv 2007.01922), which chose the better network by *test*
+    accuracy.
     """
     return hinton(logits_student, logits_teacher, temperature)

@@ -32,31 +32,33 @@ class One(nn.Module):
         layers_student: its name.
         student: the network.
         branches: at least 2, the student among them.
-        ramp_epochs: ramp = exp(-5 (1 - epoch / ramp_epochs)²), then 1; 0: 1 from the start.
+        ramp: share of the training in which the factor rises as exp(-5 (1 - progress / ramp)²) to 1; 0: 1 throughout.
 
     Raises:
         ConfigError: fewer than 2 branches, or the network cannot be cut at that layer.
 
-    Source: Lan, Zhu, Gong, arXiv 1806.04606, equations 3 to 8; 3 branches and 80 epochs as in its code, which has
-    T = 3; here T is the run's unless the options say otherwise. There the gate is a linear layer, BatchNorm, ReLU and
-    softmax on globally pooled features; so here. The study (arXiv 2007.01922) reports the branch that is
-    best on *test* images; we choose on validation.
+    Dropout in a branch is drawn apart by each worker; the zoo's networks have none.
+
+    Source: Lan, Zhu, Gong, arXiv 1806.04606 (recalled, not read again); 3 branches and 80 of 300 epochs as in its code,
+    which has T = 3; here T is the run's unless the options say otherwise. There the gate is a linear layer, BatchNorm,
+    ReLU and softmax on globally pooled features; so here. The study (arXiv 2007.01922) reports the branch that is best
+    on *test* images; we choose on validation.
     """
 
     def __init__(
         self, shapes_student: list[tuple[int, ...]], layers_student: list[str], student: nn.Module, *,
-        branches: int = 3, ramp_epochs: int = 80,
+        branches: int = 3, ramp: float = 80 / 300,
     ):  # fmt: skip
         super().__init__()
         if branches < 2:
             raise ConfigError(f"distill.options.one.branches: got {branches}; expected at least 2")
-        self.ramp_epochs = ramp_epochs
+        self.ramp = ramp
         self.branches = nn.ModuleList(_fresh(tail_of(student, layers_student[0])) for _ in range(branches - 1))
         self.gate = nn.Sequential(nn.Linear(shapes_student[0][0], branches), nn.BatchNorm1d(branches), nn.ReLU())
 
     def forward(
         self, logits_student: Tensor, features_student: list[Tensor], logits_self: Tensor, features_self: list[Tensor],
-        labels: Tensor, one_view: bool = True, epoch: int = 0, temperature: float = 3.0,
+        labels: Tensor, one_view: bool = True, progress: float = 1.0, temperature: float = 3.0,
     ) -> Tensor:  # fmt: skip
         """Return the loss, a scalar in nats.
 
@@ -67,7 +69,7 @@ class One(nn.Module):
         ensemble = self._ensemble(answers, features_student[0])
         target = ensemble.detach() if one_view else self._target(logits_self, features_self[0])
         losses = [F.cross_entropy(answer, labels) for answer in [*answers[1:], ensemble]]
-        losses += [self._ramp(epoch) * hinton(answer, target, temperature) for answer in answers]
+        losses += [self._factor(progress) * hinton(answer, target, temperature) for answer in answers]
         return torch.stack(losses).sum()
 
     def members(self) -> list[nn.Module]:
@@ -86,10 +88,10 @@ class One(nn.Module):
         self.train(training)
         return target
 
-    def _ramp(self, epoch: int) -> float:
-        if epoch >= self.ramp_epochs:
+    def _factor(self, progress: float) -> float:
+        if progress >= self.ramp:
             return 1.0
-        return math.exp(-5 * (1 - epoch / self.ramp_epochs) ** 2)
+        return math.exp(-5 * (1 - progress / self.ramp) ** 2)
 
 
 def _fresh(branch: nn.Module) -> nn.Module:
