@@ -36,15 +36,8 @@ PROTOCOL = (
     "search.perturbation_interval_epochs=8",
 )  # fmt: skip
 
-# Not the literature's weight, which belongs to another form of this loss; the best of 1, 10 and 100 on validation
-# images, by one training each with seed 99.
-WEIGHTS = {"correlation_congruence": 100.0}
-
-# Authors' temperatures where they differ from 4; what takes some of their 240 or 300 epochs takes that share here.
-OPTIONS = {
-    "bss": {"temperature": 3.0}, "mutual": {"temperature": 1.0}, "one": {"temperature": 3.0, "ramp_epochs": 3},
-    "dkd": {"warmup_epochs": 1},
-}  # fmt: skip
+# Authors' temperatures where they differ from 4.
+TEMPERATURES = {"bss": 3.0, "mutual": 1.0, "one": 3.0}
 
 
 def arms() -> dict[str, list[str]]:
@@ -58,8 +51,9 @@ def arms() -> dict[str, list[str]]:
     # Every other method beside a cross-entropy of weight 1, with the literature's weight
     for name, method in sorted(known_methods().items(), key=lambda item: (item[0] not in NINE, item[0])):
         if method.distils and name not in found:
-            found[name] = losses(cross_entropy=1.0, **{name: WEIGHTS.get(name, method.weight)})
-            found[name] += [f"distill.options.{name}={json.dumps(OPTIONS[name])}"] if name in OPTIONS else []
+            found[name] = losses(cross_entropy=1.0, **{name: method.weight})
+    for name, temperature in TEMPERATURES.items():
+        found[name] += [f"distill.options.{name}.temperature={temperature}"]
     # The peer is a second student
     found["mutual"] += ["teacher.model=resnet8"]
     # role-kd's sum of methods, clipped as its code clips it; what else changes how any method acts; fewer bits

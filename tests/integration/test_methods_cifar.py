@@ -25,9 +25,9 @@ STEPS, BATCH = 8, 32
 CPU = torch.device("cpu")
 EVERY = sorted(known_methods())
 OFFLINE = [name for name in EVERY if known_methods()[name].needs_teacher and not known_methods()[name].online]
-# Two rise with the epoch, so the loss of a student that stands still would, too; one teaches nothing at first; one
+# Two rise with the training, so the loss of a student that stands still would, too; one teaches nothing at first; one
 # starts far from 0, at ln σ²
-OPTIONS = {"dkd": "{warmup_epochs: 0}", "one": "{ramp_epochs: 0}", "mhgd": "{warm_up: 0.0}",
+OPTIONS = {"dkd": "{warm_up: 0.0}", "one": "{ramp: 0.0}", "mhgd": "{warm_up: 0.0}",
            "bss": "{temperature: 1.0}", "vid": "{initial_variance: 1.0}"}  # fmt: skip
 AFTER_LABELS = {"bss"}  # it attacks images that the student gets right
 DRAWN = {"bss", "crd"}  # what these compare with is drawn anew in each step
