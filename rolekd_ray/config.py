@@ -434,6 +434,17 @@ def _name_problems(settings: Settings, where: str) -> list[str]:
     ]
 
 
+RULES = {
+    "missing": "expected this key, too",
+    "too_short": "expected at least one entry",
+    "tuple_type": "expected a list, as [one, two]",
+    "dict_type": "expected a section, as {key: value}",
+    "model_type": "expected a section, as {key: value}",
+    "bool_type": "expected true or false",
+}
+"""What pydantic words in the words of JSON or Python, by its names of problems; every shortest length is 1."""
+
+
 def _worded(problem: Any, where: str) -> str:
     """Turn one pydantic error into the project's form."""
     if problem["type"] == "extra_forbidden":
@@ -449,7 +460,7 @@ def _worded(problem: Any, where: str) -> str:
     rule = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if not key:
         return f"{where}: {rule}"
-    hint = ""
+    hint, rule = "", RULES.get(problem["type"], rule)
     if problem["type"].startswith("union_tag"):
         return unknown_name(f"{where}: {key}", "kind", problem["ctx"].get("tag"), KINDS)
     if problem["type"] == "literal_error":

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from rolekd_ray.cli.options import (
 from rolekd_ray.errors import ConfigError
 from rolekd_ray.roles import Role
 from rolekd_ray.storage import check_storage, place
+
+if TYPE_CHECKING:
+    from rolekd_ray.config import Settings
 
 
 def train(
@@ -88,6 +91,8 @@ def train(
     check_chain(trainings)
     for line in condition_lines(describe_run_images(data, settings)["final"]):
         say(progress, line)
+    if role == Role.STUDENT and not teachers and needs_frozen_teacher(settings.distill.losses):
+        say(progress, _without_teacher(settings, generations))
     try:
         with progress.status("") as status:
             metrics = train_chain(
@@ -108,7 +113,10 @@ def evaluate(
     ],
     role: Annotated[Role, typer.Option(help="Whose network, where there are two.")] = Role.STUDENT,
     teacher: Annotated[
-        list[str], typer.Option(metavar="FOLDER", help="Checkpoint to compare answers with. Repeatable: an ensemble.")
+        list[str],
+        typer.Option(
+            metavar="FOLDER", help="Checkpoint to compare with; default: its own teacher. Repeatable: an ensemble."
+        ),
     ] = [],  # noqa: B006
     combine: Combined = None,
     data: Annotated[
@@ -124,7 +132,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="A,B:C", help="Layers to compare with the teacher's (B with its C); default: stages."),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="The first N test images, for the last three.")] = 1000,
+    images: Annotated[int, typer.Option(min=1, help="The first N test images, for these three options.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
 ) -> None:
     """Accuracy, calibration, agreement with a teacher, robustness, on test images."""
@@ -155,6 +163,14 @@ def evaluate(
 def _check_teacher_alone(**options: object) -> None:
     if given := [f"--{name}" for name, value in options.items() if value]:
         raise ConfigError(f"{', '.join(given)}: a teacher learns from labels alone; expected none")
+
+
+def _without_teacher(settings: "Settings", generations: int) -> str:
+    who = "the student" if generations == 1 else "the first generation"
+    unused = (
+        "distill.losses says" if settings.teacher.checkpoint is None else "distill.losses and teacher.checkpoint say"
+    )
+    return f"note: no --teacher, so {who} learns from labels alone, whatever {unused}"
 
 
 def _check_combine(combine: Combine | None, *given: list[str]) -> None:
