@@ -403,10 +403,13 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set: got {override!r}; expected key=value, as in search.epochs=30")
-    *parents, leaf = key.split(".")
+    parts = key.split(".")
+    if parts[:3] == ["space", "scalars", "losses"] and len(parts) > 3:  # the one kind of key with a dot of its own
+        parts[2:4] = [".".join(parts[2:4])]
+    *parents, leaf = parts
     for parent in parents:
         if not isinstance(data.setdefault(parent, {}), dict):
-            raise ConfigError(f"--set {key}: {parent!r} is not a section")
+            raise ConfigError(f"--set {key}: {parent!r} is not a section, got {data[parent]!r}")
         data = data[parent]
     data[leaf] = parse_yaml(text, where=f"--set {key}", error=ConfigError)
 

@@ -344,12 +344,23 @@ def test_overrides_go_deep_and_the_last_one_wins():
     assert settings.teacher == before.teacher
 
 
+def test_an_evolving_weight_of_a_loss_is_one_key_though_it_has_a_dot():
+    overrides = [
+        "space.scalars.losses.hinton={initial: 1, range: [0.1, 10], log: true}",
+        "space.scalars.losses.hinton.initial=2",
+        "space.scalars.temperature.initial=3",
+    ]
+    found = {scalar.name: scalar.initial for scalar in load_settings("quickstart", overrides).search_space().scalars}
+    assert found == {"losses.hinton": 2.0, "temperature": 3.0}
+
+
 @pytest.mark.parametrize(
     "override, problem",
     [
         ("search.epochs", "--set: got 'search.epochs'; expected key=value"),
         ("=3", "--set: got '=3'; expected key=value"),
-        ("search.epochs.x=3", "--set search.epochs.x: 'epochs' is not a section"),
+        ("search.epochs.x=3", "--set search.epochs.x: 'epochs' is not a section, got 30"),
+        ("space.scalars.losses={}", "quickstart.yaml: space.scalars"),
         ("search.epochs=[3", "--set search.epochs: not valid YAML"),
         ("search.epochs='3'", "quickstart.yaml: search.epochs: got '3'; expected a valid integer."),
         ("search.epochs=", "quickstart.yaml: search.epochs: got None; expected a valid integer."),
