@@ -22,6 +22,7 @@ from rolekd_ray.storage import check_storage, place
 
 if TYPE_CHECKING:
     from rolekd_ray.config import Settings
+    from rolekd_ray.policy.schedule import Schedule
 
 
 def train(
@@ -93,6 +94,8 @@ def train(
         say(progress, line)
     if role == Role.STUDENT and not teachers and needs_frozen_teacher(settings.distill.losses):
         say(progress, _without_teacher(settings, generations))
+    elif role == Role.STUDENT and loaded is not None and (unused := _unused_weights(loaded, settings)):
+        say(progress, f"note: {', '.join(unused)} of the schedule change nothing, for distill.losses has no such loss")
     try:
         with progress.status("") as status:
             metrics = train_chain(
@@ -171,6 +174,13 @@ def _without_teacher(settings: "Settings", generations: int) -> str:
         "distill.losses says" if settings.teacher.checkpoint is None else "distill.losses and teacher.checkpoint say"
     )
     return f"note: no --teacher, so {who} learns from labels alone, whatever {unused}"
+
+
+def _unused_weights(schedule: "Schedule", settings: "Settings") -> list[str]:
+    """Return the evolved weights of a student's schedule whose losses the settings lack."""
+    evolved = {name for segment in schedule.roles[Role.STUDENT] for name in segment.policy.scalars}
+    used = {f"losses.{name}" for name in settings.distill.losses}
+    return sorted(name for name in evolved - used if name.startswith("losses."))
 
 
 def _check_combine(combine: Combine | None, *given: list[str]) -> None:
