@@ -403,10 +403,13 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set: got {override!r}; expected key=value, as in search.epochs=30")
-    *parents, leaf = key.split(".")
+    parts = key.split(".")
+    if parts[:3] == ["space", "scalars", "losses"] and len(parts) > 3:  # the one kind of key with a dot of its own
+        parts[2:4] = [".".join(parts[2:4])]
+    *parents, leaf = parts
     for parent in parents:
         if not isinstance(data.setdefault(parent, {}), dict):
-            raise ConfigError(f"--set {key}: {parent!r} is not a section")
+            raise ConfigError(f"--set {key}: {parent!r} is not a section, got {data[parent]!r}")
         data = data[parent]
     data[leaf] = parse_yaml(text, where=f"--set {key}", error=ConfigError)
 
@@ -434,6 +437,17 @@ def _name_problems(settings: Settings, where: str) -> list[str]:
     ]
 
 
+RULES = {
+    "missing": "expected this key, too",
+    "too_short": "expected at least one entry",
+    "tuple_type": "expected a list, as [one, two]",
+    "dict_type": "expected a section, as {key: value}",
+    "model_type": "expected a section, as {key: value}",
+    "bool_type": "expected true or false",
+}
+"""What pydantic words in the words of JSON or Python, by its names of problems; every shortest length is 1."""
+
+
 def _worded(problem: Any, where: str) -> str:
     """Turn one pydantic error into the project's form."""
     if problem["type"] == "extra_forbidden":
@@ -449,7 +463,7 @@ def _worded(problem: Any, where: str) -> str:
     rule = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if not key:
         return f"{where}: {rule}"
-    hint = ""
+    hint, rule = "", RULES.get(problem["type"], rule)
     if problem["type"].startswith("union_tag"):
         return unknown_name(f"{where}: {key}", "kind", problem["ctx"].get("tag"), KINDS)
     if problem["type"] == "literal_error":

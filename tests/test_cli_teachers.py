@@ -51,6 +51,25 @@ def test_an_ensemble_teaches_and_is_what_agreement_is_measured_with():
     assert not torch.equal(*trees)
 
 
+def test_losses_that_wait_for_a_teacher_in_vain_are_said():
+    words = "learns from labels alone, whatever distill.losses "
+    first, *others = (
+        rolekd(*STUDENT[:3], f"net{number}", *STUDENT[4:], *given).err
+        for number, given in enumerate(
+            (
+                ("--set", "teacher.checkpoint=a"),
+                ("--generations", 2),
+                ("--teacher", "a"),
+                ("--set", "distill.losses={cross_entropy: 1}"),
+                ("--set", "distill.losses={cross_entropy: 1, mutual: 1}"),
+            )
+        )
+    )
+    assert f"note: no --teacher, so the student {words}and teacher.checkpoint say" in first
+    assert f"the first generation {words}says" in others[0]
+    assert not any(words in err for err in others[1:])
+
+
 def test_a_loss_compares_layers_of_an_ensembles_members_by_name():
     words = ("--teacher", "a", "--teacher", "b", "--set", "distill.losses={attention: 1}")
     assert_refused(lambda: rolekd(*STUDENT, *words), "distill.layers.attention", "Ensemble has no defaults")

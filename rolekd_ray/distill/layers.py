@@ -9,6 +9,7 @@ from rolekd_ray.distill.capture import Capture
 from rolekd_ray.distill.registry import Method
 from rolekd_ray.errors import ConfigError
 from rolekd_ray.models.layers import DefaultLayers, default_layers
+from rolekd_ray.roles import Role
 
 LOGITS = "logits"
 """Stands for the network's own output among layer names."""
@@ -25,19 +26,19 @@ def default_pairs(method: Method, student: nn.Module, teacher: nn.Module) -> Lay
     Raises:
         ConfigError: a network has no defaults, as torchvision's.
     """
-    sides = [_defaults(method, network) for network in (student, teacher)]
+    sides = [_defaults(method, student, Role.STUDENT), _defaults(method, teacher, Role.TEACHER)]
     count = min(map(len, sides))
     return sides[0][len(sides[0]) - count :], sides[1][len(sides[1]) - count :]
 
 
-def _defaults(method: Method, network: nn.Module) -> list[str]:
+def _defaults(method: Method, network: nn.Module, role: Role) -> list[str]:
     if method.layers == LOGITS:
         return [LOGITS]
     found = default_layers(network)
     if found is None:
         raise ConfigError(
             f"distill.layers.{method.name}: got none; expected names of layers of the student and the teacher, for "
-            f"{type(network).__name__} has no defaults (rolekd check --layers MODEL lists them)"
+            f"the {role}'s {type(network).__name__} has no defaults (rolekd check --layers MODEL lists them)"
         )
     return _of_kind(method, found)
 

@@ -205,6 +205,13 @@ def test_a_missing_teacher_is_named(standardise):
         losses(batch(features_student={"a": logits(0)}), {"attention": 1.0})
 
 
+def test_who_lacks_defaults_is_said():
+    ours, theirs = (build_network(name, num_classes=10, channels=3, seed=0) for name in ("resnet8", "resnet18"))
+    for networks, who in (((ours, theirs), "teacher"), ((theirs, ours), "student")):
+        with pytest.raises(ConfigError, match=f"for the {who}'s ResNet has no defaults"):
+            default_pairs(known_methods()["attention"], *networks)
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "stages"),
     [("resnet8", "cifar_resnet10", 3), ("cifar_resnet10", "wrn_10_2", 3), ("cifar_resnet10", "cifar_resnet18", 4)],
