@@ -166,14 +166,19 @@ class TrainingSettings(Section):
 
 
 class LayerSettings(Section):
-    """Layers that a method compares: the first of the student's with the first of the teacher's, and so on."""
+    """Layers that a method compares: the first of the student's with the first of the teacher's, and so on.
 
-    student: Annotated[tuple[str, ...], Field(min_length=1)]
-    teacher: Annotated[tuple[str, ...], Field(min_length=1)]
+    None: that network's defaults, as many as the other's, from the deep end.
+    """
+
+    student: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    teacher: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _pairs(self) -> "LayerSettings":
-        if len(self.student) != len(self.teacher):
+        if self.student is None and self.teacher is None:
+            raise ValueError("got no layers; expected student, teacher or both")
+        if self.student is not None and self.teacher is not None and len(self.student) != len(self.teacher):
             raise ValueError(
                 f"teacher: got {len(self.teacher)} layers; expected {len(self.student)}, as many as the student's"
             )

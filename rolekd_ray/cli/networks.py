@@ -36,7 +36,10 @@ def train(
     seed: Seed = None,
     teacher: Annotated[
         list[str],
-        typer.Option(metavar="FOLDER", help="Checkpoint to distil from; default: labels. Repeatable: an ensemble."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Checkpoint to distil from; default: the configuration's, or labels. Repeatable: an ensemble.",
+        ),
     ] = [],  # noqa: B006
     combine: Combined = None,
     assistant: Annotated[
@@ -74,6 +77,8 @@ def train(
     from rolekd_ray.training.losses import needs_frozen_teacher
 
     folder, teachers = place(output), tuple(map(place, teacher))
+    if role == Role.STUDENT and not teachers:
+        teachers = settings.teacher.checkpoints
     wanted = FinalTraining(settings, role, folder, loaded, teachers or None)
     trainings = [wanted]
     if role == Role.STUDENT:
@@ -81,8 +86,8 @@ def train(
     if teachers and not needs_frozen_teacher(settings.distill.losses):
         check_names(settings, layers=False)
         raise ConfigError(
-            f"--teacher: got {', '.join(teacher)}; expected none, for none of {', '.join(settings.distill.losses)} "
-            "learns from a finished teacher here"
+            f"--teacher: got {', '.join(map(str, teachers))}; expected none, for of the losses "
+            f"{', '.join(settings.distill.losses)} none learns from a finished teacher (mutual has a peer, one itself)"
         )
     data = check_inputs(settings, local=True, layers=False)  # they depend on the teacher that is given here
     check_teachers(teachers, settings.data, data)
@@ -93,7 +98,7 @@ def train(
     for line in condition_lines(describe_run_images(data, settings)["final"]):
         say(progress, line)
     if role == Role.STUDENT and not teachers and needs_frozen_teacher(settings.distill.losses):
-        say(progress, _without_teacher(settings, generations))
+        say(progress, _without_teacher(generations))
     elif role == Role.STUDENT and loaded is not None and (unused := _unused_weights(loaded, settings)):
         say(progress, f"note: {', '.join(unused)} of the schedule change nothing, for distill.losses has no such loss")
     try:
@@ -168,12 +173,9 @@ def _check_teacher_alone(**options: object) -> None:
         raise ConfigError(f"{', '.join(given)}: a teacher learns from labels alone; expected none")
 
 
-def _without_teacher(settings: "Settings", generations: int) -> str:
+def _without_teacher(generations: int) -> str:
     who = "the student" if generations == 1 else "the first generation"
-    unused = (
-        "distill.losses says" if settings.teacher.checkpoint is None else "distill.losses and teacher.checkpoint say"
-    )
-    return f"note: no --teacher, so {who} learns from labels alone, whatever {unused}"
+    return f"note: no --teacher, so {who} learns from labels alone, whatever distill.losses says"
 
 
 def _unused_weights(schedule: "Schedule", settings: "Settings") -> list[str]:
