@@ -166,14 +166,19 @@ class TrainingSettings(Section):
 
 
 class LayerSettings(Section):
-    """Layers that a method compares: the first of the student's with the first of the teacher's, and so on."""
+    """Layers that a method compares: the first of the student's with the first of the teacher's, and so on.
 
-    student: Annotated[tuple[str, ...], Field(min_length=1)]
-    teacher: Annotated[tuple[str, ...], Field(min_length=1)]
+    None: that network's defaults, as many as the other's, from the deep end.
+    """
+
+    student: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    teacher: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _pairs(self) -> "LayerSettings":
-        if len(self.student) != len(self.teacher):
+        if self.student is None and self.teacher is None:
+            raise ValueError("got no layers; expected student, teacher or both")
+        if self.student is not None and self.teacher is not None and len(self.student) != len(self.teacher):
             raise ValueError(
                 f"teacher: got {len(self.teacher)} layers; expected {len(self.student)}, as many as the student's"
             )
@@ -403,10 +408,13 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set: got {override!r}; expected key=value, as in search.epochs=30")
-    *parents, leaf = key.split(".")
+    parts = key.split(".")
+    if parts[:3] == ["space", "scalars", "losses"] and len(parts) > 3:  # the one kind of key with a dot of its own
+        parts[2:4] = [".".join(parts[2:4])]
+    *parents, leaf = parts
     for parent in parents:
         if not isinstance(data.setdefault(parent, {}), dict):
-            raise ConfigError(f"--set {key}: {parent!r} is not a section")
+            raise ConfigError(f"--set {key}: {parent!r} is not a section, got {data[parent]!r}")
         data = data[parent]
     data[leaf] = parse_yaml(text, where=f"--set {key}", error=ConfigError)
 
@@ -434,6 +442,17 @@ def _name_problems(settings: Settings, where: str) -> list[str]:
     ]
 
 
+RULES = {
+    "missing": "expected this key, too",
+    "too_short": "expected at least one entry",
+    "tuple_type": "expected a list, as [one, two]",
+    "dict_type": "expected a section, as {key: value}",
+    "model_type": "expected a section, as {key: value}",
+    "bool_type": "expected true or false",
+}
+"""What pydantic words in the words of JSON or Python, by its names of problems; every shortest length is 1."""
+
+
 def _worded(problem: Any, where: str) -> str:
     """Turn one pydantic error into the project's form."""
     if problem["type"] == "extra_forbidden":
@@ -449,7 +468,7 @@ def _worded(problem: Any, where: str) -> str:
     rule = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if not key:
         return f"{where}: {rule}"
-    hint = ""
+    hint, rule = "", RULES.get(problem["type"], rule)
     if problem["type"].startswith("union_tag"):
         return unknown_name(f"{where}: {key}", "kind", problem["ctx"].get("tag"), KINDS)
     if problem["type"] == "literal_error":

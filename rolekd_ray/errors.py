@@ -60,12 +60,17 @@ def suggest(name: object, allowed: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest allowed name, or an empty string."""
     from difflib import get_close_matches  # 3 ms of an import that every part of the package makes
 
-    near = get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)
+    names = list(allowed)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.6)
+    near = near or [known for known in names if known.lower() == str(name).lower()]
     return f" Did you mean {str(near[0])!r}?" if near else ""
 
 
-def unknown_name(where: str, kind: str, name: object, allowed: Iterable[str]) -> str:
-    """Word the problem of a name that is not in a list; of a list longer than a message should be, the nearest."""
+def unknown_name(where: str, kind: str, name: object, allowed: Iterable[str], *, meant: str | None = None) -> str:
+    """Word the problem of a name that is not in a list; of a list longer than a message should be, the nearest.
+
+    `meant` is suggested instead of the nearest one by spelling.
+    """
     names = list(map(str, allowed))
     if len(names) <= MOST_NAMES:
         expected = f"one of {', '.join(names)}"
@@ -74,7 +79,7 @@ def unknown_name(where: str, kind: str, name: object, allowed: Iterable[str]) ->
 
         near = get_close_matches(str(name), names, n=8, cutoff=0.0)
         expected = f"one of {len(names)}, such as {', '.join(near)}"
-    return f"{where}: unknown {kind} {name!r}; expected {expected}.{suggest(name, names)}"
+    return f"{where}: unknown {kind} {name!r}; expected {expected}.{suggest(meant or name, names)}"
 
 
 class WorkersLostError(Exception):

@@ -87,6 +87,8 @@ def read_text(path: Place, error: type[InputError] = InputError) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise error(f"{path}: cannot be read as text: it is a directory; expected a file") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"{path}: cannot be read as text: {problem}") from problem
 

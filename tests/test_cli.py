@@ -322,6 +322,7 @@ def test_check_lists_the_layers_of_a_network(folder):
     lines = [line.split() for line in result.out.splitlines()]
     assert ["stage2.0.shortcut.1", "BatchNorm2d", "32x16x16"] in lines and ["classifier", "Linear", "10"] in lines
     larger = rolekd("check", "--layers", "alexnet")
+    assert "no defaults: methods of features need distill.layers" in larger.out and "no defaults" not in result.out
     assert larger.code == 0 and "alexnet: 10 classes, 3x224x224" in larger.out and "stages:" not in larger.out
     assert tree(folder) == {}
 

@@ -85,6 +85,11 @@ SETTINGS = {
         "distill.layers.hint",
         "teacher: got 1 layers; expected 2, as many as the student's",
     ),
+    "layers of nobody": (
+        "--set 'distill={losses: {hint: 1}, layers: {hint: {}}}'",
+        "distill.layers.hint: got {}",
+        "expected student, teacher or both",
+    ),
     "layers for a method that has none": (
         "--set 'distill.layers={hinton: {student: [stage1], teacher: [stage2]}}'",
         "distill.layers",

@@ -117,7 +117,7 @@ def test_check_prints_them():
         (["data.imbalance={kind: power_law, gamma: 1, n_min: 400}"], "data.imbalance.n_min: got 400; expected at most"),
         (
             ["data.imbalance={kind: exponential, ratio: 10}", "final.train=900"],
-            "split: too few images, got train 900; expected at most",
+            "data.train or final.train: got 900; expected at most",
         ),
     ],
 )

@@ -51,6 +51,37 @@ def test_an_ensemble_teaches_and_is_what_agreement_is_measured_with():
     assert not torch.equal(*trees)
 
 
+def test_losses_that_wait_for_a_teacher_in_vain_are_said():
+    words = "learns from labels alone, whatever distill.losses says"
+    plain, generations, *others = (
+        rolekd(*STUDENT[:3], f"net{number}", *STUDENT[4:], *given).err
+        for number, given in enumerate(
+            (
+                (),
+                ("--generations", 2),
+                ("--teacher", "a"),
+                ("--set", "teacher.checkpoint=a"),
+                ("--set", "distill.losses={cross_entropy: 1}"),
+                ("--set", "distill.losses={cross_entropy: 1, mutual: 1}"),
+            )
+        )
+    )
+    assert f"note: no --teacher, so the student {words}" in plain
+    assert f"the first generation {words}" in generations
+    assert not any(words in err for err in others)
+
+
+def test_the_configurations_teacher_teaches_unless_another_is_given():
+    weights = []
+    for number, given in enumerate((("--teacher", "a"), ("--set", "teacher.checkpoint=a"))):
+        assert rolekd(*STUDENT[:3], f"by{number}", *STUDENT[4:], *given).code == 0
+        weights.append(load_checkpoint(Path(f"by{number}"))[0]["networks"]["student"]["conv1.weight"])
+    assert torch.equal(*weights)
+    words = ("--set", "teacher.checkpoint=a", "--teacher", "b")
+    assert rolekd(*STUDENT[:3], "by2", *STUDENT[4:], *words).code == 0
+    assert Path(load_checkpoint(Path("by2"))[1]["teacher"]).name == "b"
+
+
 def test_a_loss_compares_layers_of_an_ensembles_members_by_name():
     words = ("--teacher", "a", "--teacher", "b", "--set", "distill.losses={attention: 1}")
     assert_refused(lambda: rolekd(*STUDENT, *words), "distill.layers.attention", "Ensemble has no defaults")

@@ -56,6 +56,21 @@ def test_both_roles_with_schedule_teacher_other_length_and_network():
     assert accuracy[1] == f"{student['metrics']['validation_accuracy']:.4f}"
 
 
+def test_evolved_weights_of_losses_that_the_settings_lack_are_said():
+    scalar = {"initial": 1, "range": [0.1, 10], "log": True, "role": "student"}
+    space = {"name": "mine", "ops": {"invert": {}}, "scalars": {"losses.hinton": scalar, "temperature": scalar}}
+    segment = {"epochs": 1, "policy": [], "losses.hinton": 2.0, "temperature": 3.0}
+    schedule = {"format": "rolekd.schedule/1", "space": space, "roles": {"student": {"segments": [segment]}}}
+    Path("mine.json").write_text(json.dumps(schedule))
+    teacher = write_network(Path("teacher"), "resnet8")
+    words = ("train", "student", *SETTINGS, "--epochs", 1, "--schedule", "mine.json", "--teacher", teacher)
+    used = rolekd(*words, "-o", "a", "--set", "distill.losses={hinton: 1}")
+    unused = rolekd(*words, "-o", "b", "--set", "distill.losses={cross_entropy: 1, pkt: 1}")
+    assert used.code == unused.code == 0, (used.err, unused.err)
+    assert "note: losses.hinton of the schedule change nothing, for distill.losses has no such loss" in unused.err
+    assert "note:" not in used.err
+
+
 def test_robustness_as_tables_and_as_json():
     trained("teacher", "teacher", "--epochs", 1)
     trained("student", "student", "--teacher", "teacher", "--epochs", 1)

@@ -89,3 +89,5 @@ def _show_layers(model: str) -> None:
     out.print(layers_table(f"{model}: 10 classes, 3x{size}x{size}", rows))
     if defaults := default_layers(network):
         say(out, f"stages: {', '.join(defaults.stages)}; embedding: {defaults.embedding}")
+    else:
+        say(out, "no defaults: methods of features need distill.layers")

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,10 @@ from rolekd_ray.errors import ConfigError
 from rolekd_ray.roles import Role
 from rolekd_ray.storage import check_storage, place
 
+if TYPE_CHECKING:
+    from rolekd_ray.config import Settings
+    from rolekd_ray.policy.schedule import Schedule
+
 
 def train(
     role: Annotated[Role, typer.Argument(help="Which network.")],
@@ -32,7 +36,10 @@ def train(
     seed: Seed = None,
     teacher: Annotated[
         list[str],
-        typer.Option(metavar="FOLDER", help="Checkpoint to distil from; default: labels. Repeatable: an ensemble."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Checkpoint to distil from; default: the configuration's, or labels. Repeatable: an ensemble.",
+        ),
     ] = [],  # noqa: B006
     combine: Combined = None,
     assistant: Annotated[
@@ -70,6 +77,8 @@ def train(
     from rolekd_ray.training.losses import needs_frozen_teacher
 
     folder, teachers = place(output), tuple(map(place, teacher))
+    if role == Role.STUDENT and not teachers:
+        teachers = settings.teacher.checkpoints
     wanted = FinalTraining(settings, role, folder, loaded, teachers or None)
     trainings = [wanted]
     if role == Role.STUDENT:
@@ -77,8 +86,8 @@ def train(
     if teachers and not needs_frozen_teacher(settings.distill.losses):
         check_names(settings, layers=False)
         raise ConfigError(
-            f"--teacher: got {', '.join(teacher)}; expected none, for none of {', '.join(settings.distill.losses)} "
-            "learns from a finished teacher here"
+            f"--teacher: got {', '.join(map(str, teachers))}; expected none, for of the losses "
+            f"{', '.join(settings.distill.losses)} none learns from a finished teacher (mutual has a peer, one itself)"
         )
     data = check_inputs(settings, local=True, layers=False)  # they depend on the teacher that is given here
     check_teachers(teachers, settings.data, data)
@@ -88,6 +97,10 @@ def train(
     check_chain(trainings)
     for line in condition_lines(describe_run_images(data, settings)["final"]):
         say(progress, line)
+    if role == Role.STUDENT and not teachers and needs_frozen_teacher(settings.distill.losses):
+        say(progress, _without_teacher(generations))
+    elif role == Role.STUDENT and loaded is not None and (unused := _unused_weights(loaded, settings)):
+        say(progress, f"note: {', '.join(unused)} of the schedule change nothing, for distill.losses has no such loss")
     try:
         with progress.status("") as status:
             metrics = train_chain(
@@ -108,7 +121,10 @@ def evaluate(
     ],
     role: Annotated[Role, typer.Option(help="Whose network, where there are two.")] = Role.STUDENT,
     teacher: Annotated[
-        list[str], typer.Option(metavar="FOLDER", help="Checkpoint to compare answers with. Repeatable: an ensemble.")
+        list[str],
+        typer.Option(
+            metavar="FOLDER", help="Checkpoint to compare with; default: its own teacher. Repeatable: an ensemble."
+        ),
     ] = [],  # noqa: B006
     combine: Combined = None,
     data: Annotated[
@@ -124,7 +140,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="A,B:C", help="Layers to compare with the teacher's (B with its C); default: stages."),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="The first N test images, for the last three.")] = 1000,
+    images: Annotated[int, typer.Option(min=1, help="The first N test images, for these three options.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
 ) -> None:
     """Accuracy, calibration, agreement with a teacher, robustness, on test images."""
@@ -155,6 +171,18 @@ def evaluate(
 def _check_teacher_alone(**options: object) -> None:
     if given := [f"--{name}" for name, value in options.items() if value]:
         raise ConfigError(f"{', '.join(given)}: a teacher learns from labels alone; expected none")
+
+
+def _without_teacher(generations: int) -> str:
+    who = "the student" if generations == 1 else "the first generation"
+    return f"note: no --teacher, so {who} learns from labels alone, whatever distill.losses says"
+
+
+def _unused_weights(schedule: "Schedule", settings: "Settings") -> list[str]:
+    """Return the evolved weights of a student's schedule whose losses the settings lack."""
+    evolved = {name for segment in schedule.roles[Role.STUDENT] for name in segment.policy.scalars}
+    used = {f"losses.{name}" for name in settings.distill.losses}
+    return sorted(name for name in evolved - used if name.startswith("losses."))
 
 
 def _check_combine(combine: Combine | None, *given: list[str]) -> None:

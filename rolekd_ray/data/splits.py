@@ -56,7 +56,7 @@ def stratified_subset(labels: Tensor, places: Tensor, *, size: int, seed: int) -
     """
     if size > len(places):
         raise DataError(
-            f"split: too few images, got train {size}; expected at most {len(places)}, which validation and imbalance "
+            f"data.train or final.train: got {size}; expected at most {len(places)}, which validation and imbalance "
             "leave"
         )
     classes = np.asarray(labels, dtype=np.int64)
@@ -67,7 +67,7 @@ def stratified_subset(labels: Tensor, places: Tensor, *, size: int, seed: int) -
     lost = np.setdiff1d(classes[among], classes[chosen])
     if len(lost):
         raise DataError(
-            f"split: too few images, got train {size}, which leaves none of label {', '.join(map(str, lost))}; "
+            f"data.train or final.train: got {size}, which leaves none of label {', '.join(map(str, lost))}; "
             "expected more, or less imbalance"
         )
     return torch.from_numpy(np.sort(chosen))

@@ -57,7 +57,9 @@ def map_pairs(
     for features in (*student, *teacher):
         if features.ndim != 4:
             shape = ", ".join(map(str, features.shape[1:]))
-            raise ConfigError(f"losses.{name}: got features (N, {shape}); expected layers with maps (N, C, H, W)")
+            raise ConfigError(
+                f"distill.layers.{name}: got features (N, {shape}); expected layers with maps (N, C, H, W)"
+            )
     return [same_size(own, wanted, pool) for own, wanted in zip(student, teacher, strict=True)]
 
 

@@ -9,6 +9,7 @@ from rolekd_ray.distill.capture import Capture
 from rolekd_ray.distill.registry import Method
 from rolekd_ray.errors import ConfigError
 from rolekd_ray.models.layers import DefaultLayers, default_layers
+from rolekd_ray.roles import Role
 
 LOGITS = "logits"
 """Stands for the network's own output among layer names."""
@@ -17,27 +18,44 @@ LayerPairs = tuple[Sequence[str], Sequence[str]]
 """Names of the student's layers, and of the teacher's, pairwise."""
 
 
-def default_pairs(method: Method, student: nn.Module, teacher: nn.Module) -> LayerPairs:
-    """Return the layers that a method takes by default.
+def pairs_for(
+    method: Method,
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    of_student: Sequence[str] | None = None,
+    of_teacher: Sequence[str] | None = None,
+) -> LayerPairs:
+    """Return the layers that a method takes: those that are named, and a network's defaults where none are.
 
-    Networks of different numbers of stages are paired from the deep end.
+    Where the numbers differ, layers are paired from the deep end, and shallow defaults are left out. A method that
+    teaches itself takes the student's for both.
 
     Raises:
-        ConfigError: a network has no defaults, as torchvision's.
+        ConfigError: a network has no defaults, as torchvision's, or fewer than are named of the other.
     """
-    sides = [_defaults(method, network) for network in (student, teacher)]
-    count = min(map(len, sides))
-    return sides[0][len(sides[0]) - count :], sides[1][len(sides[1]) - count :]
+    own = list(of_student) if of_student is not None else _defaults(method, student, Role.STUDENT)
+    if method.online == "self":
+        return own, own
+    theirs = list(of_teacher) if of_teacher is not None else _defaults(method, teacher, Role.TEACHER)
+    count = min(len(own), len(theirs))
+    for role, named, layers in ((Role.STUDENT, of_student, own), (Role.TEACHER, of_teacher, theirs)):
+        if named is not None and len(layers) > count:
+            raise ConfigError(
+                f"distill.layers.{method.name}.{role}: got {len(layers)} layers; expected at most {count}, as many as "
+                "the other network has by default"
+            )
+    return own[len(own) - count :], theirs[len(theirs) - count :]
 
 
-def _defaults(method: Method, network: nn.Module) -> list[str]:
+def _defaults(method: Method, network: nn.Module, role: Role) -> list[str]:
     if method.layers == LOGITS:
         return [LOGITS]
     found = default_layers(network)
     if found is None:
         raise ConfigError(
             f"distill.layers.{method.name}: got none; expected names of layers of the student and the teacher, for "
-            f"{type(network).__name__} has no defaults (rolekd check --layers MODEL lists them)"
+            f"the {role}'s {type(network).__name__} has no defaults (rolekd check --layers MODEL lists them)"
         )
     return _of_kind(method, found)
 

@@ -14,6 +14,23 @@ from rolekd_ray.distill.regressor import Regressor
 from rolekd_ray.distill.standardise import standardise as standardised
 from rolekd_ray.errors import ConfigError, unknown_name
 
+ELSEWHERE = {
+    "ce": "cross_entropy",
+    "kl": "hinton",
+    "kd": "hinton",
+    "at": "attention",
+    "sp": "similarity",
+    "cc": "correlation_congruence",
+    "fitnet": "hint",
+    "fitnets": "hint",
+    "reviewkd": "review",
+    "kdsvd": "svd",
+    "dml": "mutual",
+}
+"""Methods by the short names of RepDistiller, mdistiller and papers; suggested, and not taken as names."""
+
+_OWN = " Methods of your own: ROLEKD_METHODS names their modules."
+
 
 class Losses(nn.Module):
     """Methods by name with what they need to be called; a module, so that their state is trained and saved.
@@ -146,7 +163,11 @@ def weighted_sum(weights: Mapping[str, float], losses: Mapping[str, Tensor]) -> 
 def check_losses(weights: Mapping[str, float], where: str) -> list[str]:
     """Return the problems of a section of loss weights: unknown names, weights that are not finite or below 0, none."""
     known = known_methods()
-    problems = [unknown_name(where, "loss", name, known) for name in weights if name not in known]
+    problems = [
+        unknown_name(where, "loss", name, sorted(known), meant=ELSEWHERE.get(name.lower())) + _OWN
+        for name in weights
+        if name not in known
+    ]
     for name, weight in weights.items():
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not math.isfinite(weight) or weight < 0:

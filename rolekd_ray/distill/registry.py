@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, wraps
+from functools import cache, cached_property, wraps
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Literal, TypeVar
@@ -77,35 +77,35 @@ class Method:
     online: Literal["peer", "self"] | None = None
     rk2020: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def stateful(self) -> bool:
         """Whether it is a module."""
         return isinstance(self.make, type)
 
-    @property
+    @cached_property
     def takes(self) -> list[str]:
         """What it is given for each batch: names of `GIVEN`."""
         function = self.make.forward if self.stateful else self.make  # type: ignore[attr-defined]
         return [name for name in inspect.signature(function).parameters if name in GIVEN]
 
-    @property
+    @cached_property
     def built_with(self) -> list[str]:
         """What its constructor is given: names of `BUILT_WITH`."""
         return [name for name in inspect.signature(self.make).parameters if name in BUILT_WITH] if self.stateful else []
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Any]:
         """Options and their defaults: keyword-only parameters that are not among those that are given."""
         found = inspect.signature(self.make).parameters.values()
         given = {**GIVEN, **BUILT_WITH}
         return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in given}
 
-    @property
+    @cached_property
     def needs_teacher(self) -> bool:
         """Whether there must be a teacher network."""
         return bool({"logits_teacher", "features_teacher", "networks"} & set(self.takes))
 
-    @property
+    @cached_property
     def distils(self) -> bool:
         """Whether it is more than learning from labels."""
         return self.needs_teacher or self.online is not None

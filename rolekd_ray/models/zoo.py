@@ -123,4 +123,5 @@ def _maker(name: str) -> Callable[..., nn.Module] | str:
         return partial(WideResNet, depth, widen)
     if name.removeprefix(_THEIRS) in torchvision_names():
         return partial(torchvision_network, name.removeprefix(_THEIRS))
-    return unknown_name("network", "network", name, network_names())
+    hint = " An ending that quantises is _w<bits>a<bits>, as in resnet8_w2a2." if re.search(r"_[wa]\d+$", name) else ""
+    return unknown_name("network", "network", name, network_names()) + hint

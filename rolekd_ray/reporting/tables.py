@@ -58,6 +58,11 @@ def _setting(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _three_digits(value: float) -> str:
+    """Word an evolved number, large ones without an exponent: weights of losses go up to 30000."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def layers_table(title: str, rows: Sequence[tuple[str, str, tuple[int, ...] | str]]) -> Group:
     """Return a network's modules: name, kind, shape of the output without the batch."""
     table = plain_table("layer", "kind", "output", numbers=("output",))
@@ -116,7 +121,7 @@ def schedule_table(schedule: Schedule) -> Group:
                 f"{s.op} {schedule.space.probability(s.probability_bin):.1f}/{s.magnitude_bin}" for s in settings[:6]
             ]
             more = f", +{len(settings) - 6} more" if len(settings) > 6 else ""
-            scalars = "".join(f"; {name} {value:.3g}" for name, value in segment.policy.scalars.items())
+            scalars = "".join(f"; {name} {_three_digits(value)}" for name, value in segment.policy.scalars.items())
             first, last = start + 1, start + segment.epochs
             epochs = f"{first}–{last}" if first < last else str(first)
             table.add_row(str(role), epochs, (", ".join(ops) or "none") + more + scalars)

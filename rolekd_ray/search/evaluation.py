@@ -58,7 +58,7 @@ def evaluate_checkpoint(
     Raises:
         CheckpointError: missing, damaged, or for other images; or others of an ensemble learned from images that were
             held out from the first.
-        ConfigError: the networks have no such layers.
+        ConfigError: the networks have no such layers, or there is no teacher to compare them with.
         DataError: the dataset, or the folder of corruptions, cannot be read.
     """
     first, *others = places(folder)

@@ -284,9 +284,16 @@ def notes_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     alone, distilled = accuracy.get("student alone"), accuracy.get("student distilled, found schedule")
     if alone is None or distilled is None or distilled >= alone:
         return []
+    plain = accuracy.get("student distilled, no augmentation", distilled)
+    remedy = "other losses, weights or temperatures may fit this pair of networks (docs/methods.md)"
+    if plain >= alone:
+        remedy = (
+            f"without augmentation it did not ({plain:.4f}), so the found schedule did harm: a longer search, more "
+            "members or validation images, or other ops may help"
+        )
     return [
         f"distillation ended below the student alone ({distilled:.4f} against {alone:.4f} validation accuracy): "
-        "other losses, weights or temperatures may fit this pair of networks (docs/methods.md); one seed is no proof"
+        f"{remedy}; one seed is no proof"
     ]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rolekd_ray.data.corrupted import CorruptedSets, open_corrupted
 from rolekd_ray.data.images import ImageSet
-from rolekd_ray.errors import DataError
+from rolekd_ray.errors import ConfigError, DataError
 from rolekd_ray.models.layers import default_layers
 from rolekd_ray.training.boundaries import boundary_similarity
 from rolekd_ray.training.corruption_robustness import corrupted_accuracies, mean_accuracy, published_accuracies
@@ -44,11 +44,13 @@ class RobustEvaluation:
         """Return all of it, or what a folder of corruptions and a list of layers ask for alone; cheap parts first.
 
         Raises:
-            ConfigError: unknown layers.
+            ConfigError: unknown layers, or layers and no teacher.
             DataError: the folder of corruptions is not one.
         """
         if not everything and corruptions is None and layers is None:
             return {}
+        if layers is not None and self.teacher is None:
+            raise ConfigError("layers: got no teacher to compare them with; expected one (--teacher)")
         sets = self._open(corruptions) if corruptions is not None else None
         results: dict[str, Any] = {"robust_images": len(self.labels)}
         if self.teacher is not None and (everything or layers is not None):

@@ -127,7 +127,8 @@ class _Normalise(torch.autograd.Function):
             slope, offset = sums * (scale / -ctx.count)
             # The forward kernel multiplies x̂, or any tensor with mean 0 and variance 1, by one vector and adds another
             still = torch.zeros_like(mean), torch.ones_like(mean)
-            gradient = F.batch_norm(gradient, *still, scale, offset, training=False, eps=0.0)
+            # Not `F.batch_norm`, which refuses eps 0 in torch 2.11
+            gradient = torch.batch_norm(gradient, scale, offset, *still, False, 0.0, 0.0, torch.backends.cudnn.enabled)
             gradient.add_(F.batch_norm(rows, mean, variance, slope, None, training=False, eps=ctx.eps))
         own = (None, None) if weight is None else (of_weight, of_bias)
         return gradient, *own, None, None, None, None, None

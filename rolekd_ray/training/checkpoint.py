@@ -136,7 +136,9 @@ def _read_json(folder: Place) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir():
-            raise CheckpointError(f"{folder}: not a checkpoint, {DESCRIPTION} is missing") from None
+            raise CheckpointError(
+                f"{folder}: not a checkpoint, {DESCRIPTION} is missing; expected one, as in a run's best/ or states/"
+            ) from None
         raise CheckpointError(
             f"{folder}: no such checkpoint; expected a folder with {DESCRIPTION} and {TENSORS}"
         ) from None

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from rolekd_ray.augment.randomness import stream_key
-from rolekd_ray.config import DistillSettings, Settings
+from rolekd_ray.config import DistillSettings, LayerSettings, Settings
 from rolekd_ray.distill.capture import layer_problems
-from rolekd_ray.distill.layers import LOGITS, LayerPairs, default_pairs, feature_shapes
+from rolekd_ray.distill.layers import LOGITS, LayerPairs, feature_shapes, pairs_for
 from rolekd_ray.distill.losses import Losses
 from rolekd_ray.distill.registry import Method, known_methods
 from rolekd_ray.errors import ConfigError
@@ -139,20 +139,17 @@ def layer_pairs(
     for name, method in methods.items():
         if method.layers == "none":
             continue
-        named = settings.layers.get(name)
-        of_teacher = student if teacher is None or method.online == "self" else teacher
-        if named is None:
-            try:
-                pairs[name] = default_pairs(method, student, of_teacher)
-            except ConfigError as error:
-                problems += error.problems
-            continue
-        pairs[name] = named.student, named.teacher
+        named = settings.layers.get(name, LayerSettings.model_construct())
+        of_teacher = student if teacher is None else teacher
+        try:
+            pairs[name] = pairs_for(method, student, of_teacher, of_student=named.student, of_teacher=named.teacher)
+        except ConfigError as error:
+            problems += error.problems
         for role, network, layers in (
             (Role.STUDENT, student, named.student),
             (Role.TEACHER, of_teacher, named.teacher),
         ):
-            if role == Role.STUDENT or method.online != "self":
+            if layers is not None and (role == Role.STUDENT or method.online != "self"):
                 found = [layer for layer in layers if layer != LOGITS]
                 problems += layer_problems(network, found, f"distill.layers.{name}.{role}")
     if problems:

@@ -80,10 +80,13 @@ def test_a_subset_lies_among_its_places_in_their_proportions():
 @pytest.mark.parametrize(
     ("size", "problem"),
     [
-        (21, "split: too few images, got train 21; expected at most 20, which validation and imbalance leave"),
+        (
+            21,
+            "data.train or final.train: got 21; expected at most 20, which validation and imbalance leave",
+        ),
         (
             2,
-            "split: too few images, got train 2, which leaves none of label 1, 2; expected more, or less imbalance",
+            "data.train or final.train: got 2, which leaves none of label 1, 2; expected more, or less imbalance",
         ),
     ],
 )

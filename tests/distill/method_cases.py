@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rolekd_ray.distill.capture import Capture
-from rolekd_ray.distill.layers import default_pairs, feature_shapes
+from rolekd_ray.distill.layers import feature_shapes, pairs_for
 from rolekd_ray.distill.losses import Losses
 from rolekd_ray.distill.outputs import Networks, Outputs, Shards, Whole
 from rolekd_ray.distill.registry import known_methods
@@ -40,7 +40,7 @@ def networks(shards: Shards | None = None) -> Networks:
 def build(name: str, of: Networks) -> Losses:
     """One method on its default layers."""
     method = known_methods()[name]
-    layers = {} if method.layers == "none" else {name: default_pairs(method, of.student, of.teacher)}
+    layers = {} if method.layers == "none" else {name: pairs_for(method, of.student, of.teacher)}
     student, teacher = layers.get(name, ((), ()))
     generator = torch.Generator().manual_seed(5)
     with torch.random.fork_rng():

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rolekd_ray.distill.losses import Losses, check_losses, weighted_sum
+from rolekd_ray.distill.losses import ELSEWHERE, Losses, check_losses, weighted_sum
 from rolekd_ray.distill.outputs import Outputs
+from rolekd_ray.distill.registry import known_methods
 from rolekd_ray.errors import ConfigError
 
 LOSSES = ("cross_entropy", "hinton")
@@ -208,6 +209,15 @@ def test_hinton_needs_a_teacher_and_a_temperature():
 def test_check_losses(weights, words):
     text = "\n".join(check_losses(weights, "losses"))
     assert all(word in text for word in words)
+
+
+def test_names_that_other_projects_use_are_understood_and_refused():
+    known = known_methods()
+    assert set(ELSEWHERE.values()) <= set(known) and not set(ELSEWHERE) & set(known)
+    for name, meant in (("kd", "hinton"), ("AT", "attention"), ("DKD", "dkd"), ("ReviewKD", "review")):
+        (problem,) = check_losses({name: 1.0}, "losses")
+        assert f"unknown loss {name!r}" in problem and f"Did you mean {meant!r}?" in problem
+        assert "ROLEKD_METHODS" in problem
 
 
 def test_check_losses_accepts_what_is_right():

@@ -10,7 +10,7 @@ from method_cases import EVERY
 from torch import Tensor, nn
 
 from rolekd_ray.distill import registry
-from rolekd_ray.distill.layers import default_pairs
+from rolekd_ray.distill.layers import pairs_for
 from rolekd_ray.distill.losses import Losses, check_options
 from rolekd_ray.distill.outputs import Outputs
 from rolekd_ray.distill.registry import BUILT_WITH, known_methods, method
@@ -154,7 +154,7 @@ def test_logits_stand_among_layers(register):
         return (features_student[0] - features_teacher[0]).square().sum()
 
     student, teacher = (build_network("resnet8", num_classes=5, channels=1, seed=i) for i in (0, 1))
-    pairs = default_pairs(known_methods()["last_of_all"], student, teacher)
+    pairs = pairs_for(known_methods()["last_of_all"], student, teacher)
     assert pairs == (["logits"], ["logits"])
     losses = Losses(["last_of_all"], layers={"last_of_all": pairs}, standardise=True)
     assert losses.layers_of("student") == losses.layers_of("teacher") == []
@@ -205,6 +205,24 @@ def test_a_missing_teacher_is_named(standardise):
         losses(batch(features_student={"a": logits(0)}), {"attention": 1.0})
 
 
+def test_one_side_may_be_left_to_its_defaults():
+    ours, theirs = (build_network(name, num_classes=10, channels=3, seed=0) for name in ("resnet8", "resnet18"))
+    attention, one = known_methods()["attention"], known_methods()["one"]
+    assert pairs_for(attention, ours, theirs, of_teacher=["layer2", "layer4"]) == (
+        ["stage2", "stage3"], ["layer2", "layer4"],
+    )  # fmt: skip
+    assert pairs_for(one, ours, theirs, of_student=["stage1"]) == (["stage1"], ["stage1"])
+    with pytest.raises(ConfigError, match=r"attention\.teacher: got 4 layers; expected at most 3"):
+        pairs_for(attention, ours, theirs, of_teacher=["layer1", "layer2", "layer3", "layer4"])
+
+
+def test_who_lacks_defaults_is_said():
+    ours, theirs = (build_network(name, num_classes=10, channels=3, seed=0) for name in ("resnet8", "resnet18"))
+    for networks, who in (((ours, theirs), "teacher"), ((theirs, ours), "student")):
+        with pytest.raises(ConfigError, match=f"for the {who}'s ResNet has no defaults"):
+            pairs_for(known_methods()["attention"], *networks)
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "stages"),
     [("resnet8", "cifar_resnet10", 3), ("cifar_resnet10", "wrn_10_2", 3), ("cifar_resnet10", "cifar_resnet18", 4)],
@@ -213,12 +231,12 @@ def test_stages_are_paired_from_the_deep_end(student, teacher, stages):
     networks = [build_network(name, num_classes=10, channels=1, seed=0) for name in (student, teacher)]
     all_stages = [list(network.layers.stages) for network in networks]
     known = known_methods()
-    assert default_pairs(known["attention"], *networks) == tuple(side[-stages:] for side in all_stages)
-    assert default_pairs(known["similarity"], *networks) == tuple(side[-1:] for side in all_stages)
-    assert default_pairs(known["one"], networks[0], networks[0]) == tuple([side[-2]] for side in all_stages[:1] * 2)
+    assert pairs_for(known["attention"], *networks) == tuple(side[-stages:] for side in all_stages)
+    assert pairs_for(known["similarity"], *networks) == tuple(side[-1:] for side in all_stages)
+    assert pairs_for(known["one"], networks[0], networks[0]) == tuple([side[-2]] for side in all_stages[:1] * 2)
     # The middle stage of three and the second of four
-    assert default_pairs(known["hint"], *networks) == tuple(side[1:2] for side in all_stages)
-    assert default_pairs(known["rkd"], *networks) == tuple([network.layers.embedding] for network in networks)
+    assert pairs_for(known["hint"], *networks) == tuple(side[1:2] for side in all_stages)
+    assert pairs_for(known["rkd"], *networks) == tuple([network.layers.embedding] for network in networks)
 
 
 def test_a_network_without_defaults_is_named():
@@ -226,7 +244,7 @@ def test_a_network_without_defaults_is_named():
     with pytest.raises(
         ConfigError, match=r"distill\.layers\.attention: got none; .* ResNet has no defaults .*--layers"
     ):
-        default_pairs(known_methods()["attention"], ours, theirs)
+        pairs_for(known_methods()["attention"], ours, theirs)
 
 
 def test_a_name_is_registered_once(register):

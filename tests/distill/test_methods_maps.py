@@ -195,11 +195,11 @@ def test_nst_is_a_distance_of_distributions():
 def test_maps_are_asked_for():
     vectors = maps((2, 3), (2, 3))
     for method in (attention, nst, fsp):
-        with pytest.raises(ConfigError, match=rf"losses.{method.__name__}: got features \(N, 3\); expected"):
+        with pytest.raises(ConfigError, match=rf"distill.layers.{method.__name__}: got features \(N, 3\); expected"):
             method(vectors, vectors)
-    with pytest.raises(ConfigError, match=r"losses\.fsp: got 1 layer; expected at least 2"):
+    with pytest.raises(ConfigError, match=r"distill\.layers\.fsp: got 1 layer; expected at least 2"):
         fsp(*(maps((2, 3, 4, 4)) for _ in range(2)))
-    with pytest.raises(ConfigError, match=r"losses\.fsp: got 3 channels; expected the teacher's 4"):
+    with pytest.raises(ConfigError, match=r"distill\.layers\.fsp: got 3 channels; expected the teacher's 4"):
         fsp(maps((2, 3, 4, 4), (2, 3, 4, 4)), maps((2, 4, 4, 4), (2, 3, 4, 4)))
 
 

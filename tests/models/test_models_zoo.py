@@ -320,3 +320,8 @@ def test_images_too_small_for_a_network():
     check_network("resnet8", num_classes=10, channels=1, image_size=(8, 8))
     with pytest.raises(ConfigError, match="'alexnet': cannot take images of 32x24 pixels"):
         check_network("alexnet", num_classes=10, channels=3, image_size=(24, 32))
+
+
+def test_half_an_ending_is_told_the_whole_one():
+    with pytest.raises(ConfigError, match=r"unknown network 'resnet8_w2'.*_w<bits>a<bits>"):
+        build_network("resnet8_w2", num_classes=10, channels=3)

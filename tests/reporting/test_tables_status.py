@@ -124,6 +124,14 @@ def test_schedules_are_shown_by_segment_most_likely_ops_first():
     assert "invert" not in text
 
 
+@pytest.mark.parametrize(
+    ("value", "said"), [(30000.0, "30000"), (1000.0, "1000"), (12345.67, "12346"), (950.4, "950"), (0.0213, "0.0213")]
+)
+def test_weights_that_evolved_are_shown_without_exponents(value, said):
+    schedule = Schedule(SPACE, {Role.STUDENT: (Segment(1, Policy((), {"losses.pkt": value})),)})
+    assert re.search(rf"losses\.pkt {said}(\s|$)", "\n".join(printed(schedule_table(schedule))), re.M)
+
+
 def test_long_schedules_fit():
     rule = made_rule(epochs=60, space=load_space("cifar10_pba"))
     population = live_through(rule, 0).population

@@ -24,6 +24,14 @@ def rows(alone: float, plain: float, found: float) -> list[dict]:
 def test_harm_is_said_with_both_numbers():
     (note,) = notes_on(rows(0.9417, 0.95, 0.92))
     assert note.startswith("distillation ended below the student alone (0.9200 against 0.9417 validation accuracy): ")
+    assert "without augmentation it did not (0.9500), so the found schedule did harm" in note
+
+
+@pytest.mark.parametrize("plain", [0.93, 0.9417])
+def test_harm_is_put_down_to_the_losses_only_where_no_schedule_was_in_it(plain):
+    (note,) = notes_on(rows(0.9417, plain, 0.92))
+    assert ("other losses, weights or temperatures" in note) == (plain < 0.9417)
+    assert ("the found schedule did harm" in note) == (plain >= 0.9417)
 
 
 @pytest.mark.parametrize("found", [rows(0.92, 0.91, 0.92), rows(0.92, 0.9, 0.93), []])

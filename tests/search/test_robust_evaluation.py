@@ -94,6 +94,8 @@ def test_layers_alone(trained):
     assert "pgd_accuracy" not in found and "corruptions" not in found
     with pytest.raises(ConfigError, match="unknown layer 'stage7'"):
         evaluate_checkpoint(trained / "student", layers=[("stage7", "stage1")], images=FEW)
+    with pytest.raises(ConfigError, match="layers: got no teacher"):
+        evaluate_checkpoint(trained / "teacher", layers=pairs, images=FEW)
 
 
 def published(folder: Path, size: int, channels: int) -> Path:

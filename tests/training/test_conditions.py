@@ -123,11 +123,9 @@ def test_what_imbalance_does_not_leave_is_refused():
     with pytest.raises(DataError) as error:
         opened(STEEP, train=total + 1)
     assert str(error.value) == (
-        f"split: too few images, got train {total + 1}; expected at most {total}, which validation and imbalance leave"
+        f"data.train or final.train: got {total + 1}; expected at most {total}, which validation and imbalance leave"
     )
-    with pytest.raises(
-        DataError, match=r"train 15, which leaves none of label \d.*; expected more, or less imbalance$"
-    ):
+    with pytest.raises(DataError, match=r"got 15, which leaves none of label \d.*; expected more, or less imbalance$"):
         opened("data.imbalance={kind: exponential, ratio: 50}", train=15)
 
 

@@ -27,10 +27,12 @@ def fsp(features_student: list[Tensor], features_teacher: list[Tensor]) -> Tenso
     phase of training; here it stands beside the other losses. Weight of RepDistiller.
     """
     if len(features_student) < 2:
-        raise ConfigError(f"losses.fsp: got {len(features_student)} layer; expected at least 2")
+        raise ConfigError(f"distill.layers.fsp: got {len(features_student)} layer; expected at least 2")
     for own, wanted in zip(features_student, features_teacher, strict=True):
         if own.shape[1] != wanted.shape[1]:
-            raise ConfigError(f"losses.fsp: got {own.shape[1]} channels; expected the teacher's {wanted.shape[1]}")
+            raise ConfigError(
+                f"distill.layers.fsp: got {own.shape[1]} channels; expected the teacher's {wanted.shape[1]}"
+            )
     pairs = map_pairs("fsp", features_student, features_teacher, F.adaptive_max_pool2d)
     flows = [(_flow(own, next_own), _flow(wanted, next_wanted))
              for (own, wanted), (next_own, next_wanted) in pairwise(pairs)]  # fmt: skip
