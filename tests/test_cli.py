@@ -9,6 +9,7 @@ import torch
 import yaml
 from cli_helpers import TINY, Result, environment, options, rolekd, rolekd_process, tree, write_images, write_network
 
+import rolekd_ray
 from rolekd_ray.distill.registry import known_methods
 from rolekd_ray.policy.schedule import load_schedule, schedule_to_dict
 from rolekd_ray.roles import Role
@@ -303,6 +304,11 @@ def test_check_prints_the_settings_and_their_cost_and_touches_nothing(file, fold
     again = folder / "again.yaml"
     again.write_text(result.out)
     assert rolekd("check", again).out == result.out, "what is printed is a configuration"
+
+
+def test_the_version():
+    found = rolekd("--version")
+    assert (found.code, found.out) == (0, f"rolekd_ray {rolekd_ray.__version__}\n")
 
 
 def test_check_lists_methods():

@@ -5,11 +5,13 @@ stdout carries results, stderr progress and errors. Exit codes: 0 done, 1 failed
 
 import logging
 import sys
+from typing import Annotated
 
 import typer
 
+from rolekd_ray import __version__
 from rolekd_ray.cli.checks import check, doctor
-from rolekd_ray.cli.console import progress, say
+from rolekd_ray.cli.console import out, progress, say
 from rolekd_ray.cli.networks import evaluate, train
 from rolekd_ray.cli.runs import resume, run, search, status
 from rolekd_ray.cli.schedules import export_, import_
@@ -34,6 +36,21 @@ cifar100_rk2020.
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=EXAMPLE, rich_markup_mode=None)
 for verb in (run, search, resume, status, export_, import_, train, evaluate, check, doctor):
     app.command(verb.__name__.rstrip("_"))(verb)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(out, f"rolekd_ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before a verb."""
 
 
 def main() -> None:
