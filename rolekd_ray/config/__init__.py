@@ -1,0 +1,42 @@
+"""The settings of a run: what may stand in a configuration file, and what it defaults to.
+
+Data holds numbers and names, never class paths. Unknown keys are errors, and all problems of a file are reported at
+once. A function receives its own section; only `search` and `cli` read the whole.
+"""
+
+from rolekd_ray.config.base import Section
+from rolekd_ray.config.data import DataSettings, ExponentialSettings, NoiseSettings, PowerLawSettings
+from rolekd_ray.config.networks import NetworkSettings, TeacherSettings
+from rolekd_ray.config.reading import load_settings, parse_settings, settings_text
+from rolekd_ray.config.settings import (
+    BaseAugmentationSettings,
+    DistillSettings,
+    FinalSettings,
+    LayerSettings,
+    SearchSettings,
+    Settings,
+    TrainingSettings,
+)
+from rolekd_ray.config.slots import SlotSettings, WorkerResources
+
+__all__ = [
+    "BaseAugmentationSettings",
+    "DataSettings",
+    "DistillSettings",
+    "ExponentialSettings",
+    "FinalSettings",
+    "LayerSettings",
+    "NetworkSettings",
+    "NoiseSettings",
+    "PowerLawSettings",
+    "SearchSettings",
+    "Section",
+    "Settings",
+    "SlotSettings",
+    "TeacherSettings",
+    "TrainingSettings",
+    "WorkerResources",
+    "load_settings",
+    "parse_settings",
+    "settings_text",
+]

@@ -1,0 +1,155 @@
+"""The sections of a run, and the run."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from rolekd_ray.config.base import Count, Fraction, NotNegative, Positive, Section
+from rolekd_ray.config.data import DataSettings
+from rolekd_ray.config.networks import NetworkSettings, TeacherSettings
+from rolekd_ray.config.slots import SlotSettings
+from rolekd_ray.policy.space import SearchSpace, load_space, parse_space
+from rolekd_ray.roles import Role
+
+
+class TrainingSettings(Section):
+    """How every network is optimised, in the search and in final trainings."""
+
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Positive = 0.1
+    momentum: Fraction = 0.9
+    """Nesterov momentum of `sgd`; `adam` has its own."""
+    weight_decay: NotNegative = 5e-4
+    learning_rate_schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """`step`: times 0.1 at 30, 60 and 80 % of the epochs, as role-kd's code does."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 where the hardware is faster at it, float32 elsewhere."""
+    batchnorm: Literal["sync", "local"] = "sync"
+    """Where several workers share a batch. `sync`: statistics of the whole batch, so their number changes nothing.
+    `local`: of each worker's rows, without a message per layer."""
+
+
+class LayerSettings(Section):
+    """Layers that a method compares: the first of the student's with the first of the teacher's, and so on.
+
+    None: that network's defaults, as many as the other's, from the deep end.
+    """
+
+    student: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    teacher: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "LayerSettings":
+        if self.student is None and self.teacher is None:
+            raise ValueError("got no layers; expected student, teacher or both")
+        if self.student is not None and self.teacher is not None and len(self.student) != len(self.teacher):
+            raise ValueError(
+                f"teacher: got {len(self.teacher)} layers; expected {len(self.student)}, as many as the student's"
+            )
+        return self
+
+
+class DistillSettings(Section):
+    """What the student learns from."""
+
+    losses: Mapping[str, NotNegative] = Field(default={"cross_entropy": 0.1, "hinton": 0.9}, min_length=1)
+    """Methods by name, with their weights; `docs/methods.md` lists them."""
+    temperature: Positive = 4.0
+    view_mode: Literal["shared_student", "shared_teacher", "independent", "teacher_clean"] = "shared_student"
+    layers: Mapping[str, LayerSettings] = {}
+    """Of methods that compare features, where the defaults will not do; `rolekd check --layers MODEL` lists names."""
+    options: Mapping[str, Mapping[str, bool | int | float | str]] = {}
+    """Of methods, where the defaults will not do. `temperature` here wins over the run's."""
+    standardise_logits: bool = False
+    """Methods that soften logits compare standardised ones (arXiv 2403.01427)."""
+    clip_to_task: bool = False
+    """Of each parameter, the gradient of distillation is cut to the length of the labels' (role-kd's code)."""
+    compat: Literal["corrected", "rk2020"] = "corrected"
+    """`rk2020`: as role-kd's published code computes: no T² in Hinton's loss, MHGD's attention untrained, RKD's Huber
+    loss without its -1/2. Its lambda, which has no effect on the gradient there, has no counterpart here."""
+
+
+class BaseAugmentationSettings(Section):
+    """What follows the policy in every training view; evaluation uses none of it."""
+
+    crop_padding_pixels: Annotated[int, Field(ge=0)] = 4
+    flip: bool = True
+    cutout_pixels: Annotated[int, Field(ge=0)] = 16
+
+
+class SearchSettings(Section):
+    """The population search."""
+
+    protocol: Literal["sequential", "coevolve"] = "sequential"
+    """`sequential`: teacher's schedule, teacher, then the student's schedule. `coevolve`: both in one search."""
+    population_size: Annotated[int, Field(ge=2)] = 16
+    epochs: Count = 200
+    perturbation_interval_epochs: Count = 3
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    mode: Literal["synchronous", "asynchronous"] = "synchronous"
+    initial_policies: Literal["zero", "random"] = "zero"
+    resample_probability: Fraction = 0.2
+    max_shift_bins: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often an interval may fail, or its trial process die, before a copy of another member takes its place."""
+
+
+class FinalSettings(Section):
+    """The trainings after the search (and of the teacher before the student's search)."""
+
+    epochs: Count | None = None
+    """None: as many as the search; schedules are stretched to this length."""
+    train: Count | None = None
+    """Training images; None: all that are not held out for validation."""
+
+
+class Settings(Section):
+    """One run."""
+
+    source: str = ""
+    """Where the settings come from: a paper, its code, or a sentence."""
+    seed: int = 0
+    data: DataSettings = DataSettings()
+    teacher: TeacherSettings = TeacherSettings(model="resnet20")
+    student: NetworkSettings = NetworkSettings(model="resnet8")
+    training: TrainingSettings = TrainingSettings()
+    distill: DistillSettings = DistillSettings()
+    base_augmentation: BaseAugmentationSettings = BaseAugmentationSettings()
+    search: SearchSettings = SearchSettings()
+    final: FinalSettings = FinalSettings()
+    slots: SlotSettings = SlotSettings()
+    space: str | dict[str, Any] = "cifar10_pba"
+    """A file of `searchspaces/` by name, or the space itself; see `policy.space.parse_space`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.student.checkpoint is not None:
+            raise ValueError("student.checkpoint: the student is what a run trains; expected none")
+        if len(self.teacher.checkpoints) == 1 and self.teacher.combine != "probabilities":
+            raise ValueError(f"teacher.combine: got {self.teacher.combine!r} for one checkpoint; expected several")
+        if self.search.protocol == "coevolve" and self.teacher.checkpoint is not None:
+            raise ValueError(
+                "teacher.checkpoint: a given teacher cannot co-evolve; expected search.protocol: sequential"
+            )
+        return self
+
+    def network(self, role: Role) -> NetworkSettings:
+        """Return one role's network settings."""
+        return self.teacher if role == Role.TEACHER else self.student
+
+    @property
+    def final_epochs(self) -> int:
+        """Length of a final training."""
+        return self.final.epochs or self.search.epochs
+
+    def search_space(self, where: str = "settings") -> SearchSpace:
+        """Return the search space, found by name or parsed.
+
+        Raises:
+            SearchSpaceError: it is unknown or wrong.
+        """
+        return (
+            load_space(self.space) if isinstance(self.space, str) else parse_space(self.space, where=f"{where}: space")
+        )
