@@ -60,7 +60,6 @@ class Outputs:
     labels: Tensor
     temperature: float = 4.0
     progress: float = 0.0
-    epoch: int = 0
     indices: Tensor | None = None
     generator: torch.Generator | None = None
     features_student: Mapping[str, Tensor] = field(default_factory=dict)

@@ -27,7 +27,6 @@ GIVEN = {
     "one_view": "bool: whether both networks, or a network and itself, saw the same view",
     "temperature": "float above 0: the run's, which may evolve",
     "progress": "float in [0, 1): share of the training that is done",
-    "epoch": "int from 0",
     "indices": "(N,) int64 places in the dataset",
     "generator": "torch.Generator on the tensors' device; the same numbers on every worker",
     "view": "(N, C, H, W) float: what both networks saw; needs same_view",

@@ -58,7 +58,6 @@ class Distiller:
             labels=batch.labels,
             temperature=temperature,
             progress=progress,
-            epoch=batch.epoch,
             indices=batch.indices,
             generator=generator,
             features_student=of_student,

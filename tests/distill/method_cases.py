@@ -82,7 +82,6 @@ def case(name: str, *, count: int = 8, seed: int = 0) -> tuple[Losses, Outputs]:
         torch.randint(CLASSES, (count,), generator=generator),
         temperature=4.0,
         progress=0.25,
-        epoch=3,
         indices=torch.randperm(FILE, generator=generator)[:count],
         generator=torch.Generator().manual_seed(seed),
         features_student={layer: value.requires_grad_() for layer, value in features_student.items()},

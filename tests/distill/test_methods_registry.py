@@ -46,6 +46,12 @@ def without_values(losses: Losses, outputs: Outputs, device: str) -> tuple[Losse
     return empty_module(losses), Outputs(**{name: empty(value) for name, value in vars(outputs).items()})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def autograd_started():
+    """autograd's threads are started by the first backward pass; by a fake GPU's, no fork could ever take one again."""
+    torch.ones((), requires_grad=True).backward()
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", EVERY)
 def test_no_method_waits_for_the_device(name, device):
