@@ -102,7 +102,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 def _with_name_in_one_part(parts: list[str], data: Mapping[str, Any]) -> list[str]:
     """Join what names a scalar or choice, which alone may have dots: `space.scalars.cutmix.alpha.range`.
 
-    The name ends where one that the data has ends, else before the first key of a rule, else it is all the rest.
+    The name ends where one that the data has ends, else before a key of a rule, else it is all the rest.
     """
     if parts[0] != "space" or parts[1:2] not in (["scalars"], ["choices"]):
         return parts
@@ -110,7 +110,7 @@ def _with_name_in_one_part(parts: list[str], data: Mapping[str, Any]) -> list[st
     space = data.get("space")
     known = space.get(parts[1]) if isinstance(space, Mapping) else None
     ends = [n for n in range(1, len(rest)) if isinstance(known, Mapping) and ".".join(rest[:n]) in known]
-    ends = ends or [n for n in range(1, len(rest)) if rest[n] in (*SCALAR_KEYS, *CHOICE_KEYS)][:1]
+    ends = ends or [n for n in range(1, len(rest)) if rest[n] in (*SCALAR_KEYS, *CHOICE_KEYS)]
     end = max(ends, default=len(rest))
     return [*parts[:2], *([".".join(rest[:end])] if rest else []), *rest[end:]]
 
