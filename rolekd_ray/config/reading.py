@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from rolekd_ray.config.agents import evolvable_names
 from rolekd_ray.config.base import Section
 from rolekd_ray.config.data import KINDS
 from rolekd_ray.config.settings import Settings
@@ -131,11 +132,14 @@ def _name_problems(settings: Settings, where: str) -> list[str]:
     of_training = ["learning_rate", "weight_decay"]
     of_distillation = ["temperature", *(f"losses.{name}" for name in settings.distill.losses)]
     allowed = {Role.TEACHER: of_training, Role.STUDENT: of_training + of_distillation}
-    return [
-        unknown_name(f"{where}: space.scalars", f"scalar of the {scalar.role}", scalar.name, allowed[scalar.role])
-        for scalar in settings.search_space(where).scalars
-        if scalar.name not in allowed[scalar.role]
-    ]
+    of_agents = [name for name, number in evolvable_names().items() if number]
+    problems = []
+    for scalar in settings.search_space(where).scalars:
+        own = [name for name in of_agents if name.partition(".")[0] == scalar.name.partition(".")[0]]
+        if scalar.name not in (names := own or allowed[scalar.role]):
+            kind = f"scalar of the {scalar.role}"
+            problems.append(unknown_name(f"{where}: space.scalars", kind, scalar.name, names))
+    return problems
 
 
 RULES = {
