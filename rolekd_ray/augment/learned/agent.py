@@ -17,6 +17,8 @@ from rolekd_ray.roles import Role
 
 Network = Callable[[Tensor], Tensor]
 """(n, C, H, W) float32 normalised -> logits (n, K), in evaluation mode; one of another dtype casts for itself."""
+CHANGES_TEMPERATURE = 1.0
+"""Softened as for distillation, at 4, the answers of a student half way and of its teacher change alike."""
 EVOLVABLE = ("learning_rate", "lower", "upper", "student_weight", "teacher_weight")
 """Settings that `configure` takes."""
 
@@ -143,7 +145,7 @@ class LearnedAgent(nn.Module):
             epoch: epoch of the training, from 0.
             student: run twice, on views and on changed views; its gradient flows through the latter.
             teacher: the same; frozen or not.
-            temperature: T of both changes and of the loss.
+            temperature: T of the loss that the gate is told.
             gather: all workers' rows of this worker's, as `training.sharding.Sharding.gather`; default: a worker alone.
             add_up: replaces gradients by their sums over workers, in place; default: a worker alone.
 
@@ -159,7 +161,7 @@ class LearnedAgent(nn.Module):
         with torch.enable_grad():
             changed = self.augmentor(views.detach(), noise)
             student_view, teacher_view = (gather(network(changed).float(), count) for network in (student, teacher))
-            own, its = changes(student_clean, student_view, teacher_clean, teacher_view, temperature)
+            own, its = changes(student_clean, student_view, teacher_clean, teacher_view, CHANGES_TEMPERATURE)
             objective = self.student_weight * own - self.teacher_weight * its
             gradients = list(torch.autograd.grad(objective, self._learned))
         add_up(gradients)
