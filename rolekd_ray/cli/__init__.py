@@ -30,7 +30,7 @@ EXAMPLE = """Search the augmentation with which a teacher network teaches a stud
   rolekd evaluate net
 
 CONFIG is a YAML file, or the name of one that comes along: quickstart, cifar10_reduced, cifar10_pba, cifar100_rolekd,
-cifar100_rk2020.
+cifar100_rk2020, cifar10_agents, cifar100_cutmixpick.
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=EXAMPLE, rich_markup_mode=None)
