@@ -91,7 +91,7 @@ class Steps:
             return None
         with evaluating(distiller.student), evaluating(distiller.taught_by):
             found = agent.step(
-                batch.view(role, role, learned=False),
+                batch.unlearned(role),
                 batch.indices[batch.at],
                 count=len(batch),
                 seed=self.settings.seed,
