@@ -7,6 +7,7 @@ from rolekd_ray.config.agents import evolvable_names, evolvable_problem
 from rolekd_ray.distill.registry import known_methods
 from rolekd_ray.errors import unknown_name
 from rolekd_ray.policy.agents import parse_chain
+from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
 from rolekd_ray.training.batch import decides
@@ -26,6 +27,21 @@ def agent_problems(settings: Settings) -> list[str]:
             problems += [f"{where}: {found}" for found in _chain_problems(settings, role, chain)]
     problems += _branch_problems(settings)
     return list(dict.fromkeys(problems))
+
+
+def schedule_problems(settings: Settings, schedule: Schedule, role: Role, where: str) -> list[str]:
+    """Return what is wrong with a schedule's chains of agents where it is replayed under other settings.
+
+    Args:
+        settings: of the training.
+        schedule: holds the role.
+        role: whose network is trained.
+        where: names the schedule, for messages.
+    """
+    agents: RoleAgents = getattr(settings.agents, role)
+    policies = [segment.policy for segment in schedule.roles[role]]
+    chains = dict.fromkeys(agents.evolved(policy.scalars, policy.choices).chain for policy in policies)
+    return [f"{where}: {found}" for chain in chains for found in _chain_problems(settings, role, chain)]
 
 
 def chains_of(agents: RoleAgents, role: Role, space: SearchSpace) -> list[tuple[str, ...]]:
