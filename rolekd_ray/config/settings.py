@@ -46,7 +46,7 @@ class LayerSettings(Section):
     @model_validator(mode="after")
     def _pairs(self) -> "LayerSettings":
         if self.student is None and self.teacher is None:
-            raise ValueError("got no layers; expected student, teacher or both")
+            raise ValueError("expected student, teacher or both")
         if self.student is not None and self.teacher is not None and len(self.student) != len(self.teacher):
             raise ValueError(
                 f"teacher: got {len(self.teacher)} layers; expected {len(self.student)}, as many as the student's"

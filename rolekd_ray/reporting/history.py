@@ -24,7 +24,9 @@ class History:
     Columns: member, generation, epoch, donor, score, time (seconds since 1970), every metric, and per role
     `<role>/policy` (list of op, probability, magnitude_bin; all slots), its scalars, and its choices as text
     (`<role>/agents` is the chain). Where both roles evolve, `policy_distance` is the one between their policies
-    (`policy.distance`).
+    (`policy.distance`). Chains of agents have metrics of their own (`student/picked_ratio`, `learned/…`), so files
+    differ in their columns: read them with `pyarrow.concat_tables(…, promote_options="default")` or DuckDB's
+    `union_by_name`; who reads the folder as one table gets the first generation's columns alone.
     """
 
     def __init__(self, folder: Place):

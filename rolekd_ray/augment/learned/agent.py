@@ -19,7 +19,7 @@ Network = Callable[[Tensor], Tensor]
 """(n, C, H, W) float32 normalised -> logits (n, K), in evaluation mode; one of another dtype casts for itself."""
 CHANGES_TEMPERATURE = 1.0
 """Softened as for distillation, at 4, the answers of a student half way and of its teacher change alike."""
-EVOLVABLE = ("learning_rate", "lower", "upper", "student_weight", "teacher_weight")
+EVOLVABLE = ("learning_rate", "lower", "upper", "max_steps", "student_weight", "teacher_weight")
 """Settings that `configure` takes."""
 
 
@@ -85,17 +85,18 @@ class LearnedAgent(nn.Module):
             ConfigError: an unknown setting, or a value out of its range; nothing was changed.
         """
         problems = [unknown_name("learned", "setting", name, EVOLVABLE) for name in settings if name not in EVOLVABLE]
+        rules = {"learning_rate": "above 0", "max_steps": "1 or above"}
         for name, value in settings.items():
-            if name in ("learning_rate", "student_weight", "teacher_weight"):
-                least = value > 0 if name == "learning_rate" else value >= 0
-                expected = "above 0" if name == "learning_rate" else "0 or above"
-                problems += (
-                    [] if least and math.isfinite(value) else [f"learned: {name}: got {value}; expected {expected}"]
-                )
+            if name not in EVOLVABLE or name in ("lower", "upper"):  # the gate checks these
+                continue
+            rule = rules.get(name, "0 or above")
+            fits = value > 0 if name == "learning_rate" else value >= (1 if name == "max_steps" else 0)
+            problems += [] if fits and math.isfinite(value) else [f"learned: {name}: got {value}; expected {rule}"]
         if problems:
             raise ConfigError(*problems)
         if settings.keys() & {"lower", "upper"}:
             self.gate.move(settings.get("lower", self.gate.lower), settings.get("upper", self.gate.upper))
+        self.gate.max_steps = int(settings.get("max_steps", self.gate.max_steps))
         if "learning_rate" in settings:
             self.optimizer.param_groups[0]["lr"] = settings["learning_rate"]
         self.student_weight = settings.get("student_weight", getattr(self, "student_weight", 1.0))
