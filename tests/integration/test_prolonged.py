@@ -19,7 +19,7 @@ ARMS = {
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory):
-    """Mean validation loss of each arm by epochs' factor; 1,000 digits are held out, so it is less noisy than accuracy."""
+    """Mean validation loss of each arm by epochs' factor: on few images less noisy than accuracy."""
     folder, found = tmp_path_factory.mktemp("prolonged"), {}
     for seed in SEEDS:
         for_teacher = load_settings("quickstart", [*COMMON, f"seed={seed}", "final.epochs=40"])
