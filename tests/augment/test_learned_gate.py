@@ -134,3 +134,12 @@ def test_state_round_trip_through_json():
         each.tell(1.0)
         each.tell(1.0)
     assert vars(other) == vars(gate) and gate.state() != before
+
+
+def test_gates_of_one_state_share_nothing():
+    state = Gate(0.5, 1.5, 3).state()
+    one, two = Gate(0.1, 0.2, 1), Gate(0.1, 0.2, 1)
+    one.load(state)
+    two.load(state)
+    one.tell(1.0)
+    assert two.state() == Gate(0.5, 1.5, 3).state() == state

@@ -14,6 +14,15 @@ A learned arm has 600 steps, of the student or of the augmentor. By passes of th
 of the student is 2 (two views), one of the augmentor 3 (clean, view, view backwards); so the other arms have the
 student's steps of `hard-style lt=1` and 1.5 for each of the augmentor's: equal compute. Batch 64 of 2,000 images, Adam,
 temperature 1, one thread. Both learned maps and the test end at 5 pixels.
+
+What it printed with 5 seeds (torch 2.15, Python 3.11, x86_64, two busy cores), accuracy on shifted glyphs, mean ±
+standard deviation: plain .098 ± .005, random .230 ± .022, hard-style lt=1 .271 ± .040, hard-style lt=0 .316 ± .029,
+random ±5 .897 ± .011; on centred glyphs all 1.000, and the teacher on both. Paired, lt=1 is above random by .041 ± .031
+(in 4 of 5), below lt=0 by .045 ± .039 (in 4 of 5), and below random ±5 by .626 ± .044. `random` is as strong as lt=1
+ended, not as lt=0 did. The augmentor had one phase of 10 to 20 steps: in what was left the student did not get below
+the gate's lower threshold again. So the agent passes on some of what the teacher knows, a little more than random
+shifts of that strength do and far less than shifts of the right size; and a price for moving the teacher did not pay
+here, where bounds alone keep glyphs recognisable.
 """
 
 import platform

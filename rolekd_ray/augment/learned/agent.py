@@ -135,7 +135,7 @@ class LearnedAgent(nn.Module):
 
         Nothing else changes: gradients are taken with respect to the augmentor alone, so networks keep the `.grad`
         they had, frozen or not. Each step draws noise of its own. Every worker must call it, and each ends with the
-        same parameters.
+        same parameters. A gradient that is not finite spoils them: the caller looks at `objective`, as at any loss.
 
         Args:
             views: (n, C, H, W) float32 normalised, before this agent.
