@@ -56,7 +56,7 @@ def test_all_generations_read_as_one_table(tmp_path, synchronous):
     ledger.close()
     names = ["member", "generation", "epoch", "donor", "score", "time", "loss"]
     policies = ["teacher/policy", "teacher/weight_decay", "student/policy", "student/temperature"]
-    assert {tuple(row) for row in rows(tmp_path)} == {(*names, *policies)}
+    assert {tuple(row) for row in rows(tmp_path)} == {(*names, *policies, "lineages")}
     assert {row["donor"] for row in rows(tmp_path) if row["generation"] == 0} == {None}
 
 
