@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rolekd_ray.policy.evolved import evolved_from_dict, evolved_to_dict
 from rolekd_ray.policy.policy import Policy, policy_from_list, policy_to_list
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
@@ -76,7 +77,7 @@ def state_name(member: int, generation: int) -> str:
 def policies_to_dict(policies: Policies, space: SearchSpace) -> dict[str, Any]:
     """Return policies of roles as plain data, all slots included."""
     return {
-        str(role): {"policy": policy_to_list(policy, space, firing_only=False)} | dict(policy.scalars)
+        str(role): {"policy": policy_to_list(policy, space, firing_only=False)} | evolved_to_dict(policy)
         for role, policy in policies.items()
     }
 
@@ -87,7 +88,7 @@ def policies_from_dict(data: Mapping[str, Any], space: SearchSpace) -> dict[Role
     policies = {
         Role(role): Policy(
             policy_from_list(row["policy"], space, role, problems),
-            {key: value for key, value in row.items() if key != "policy"},
+            *evolved_from_dict(row, space, Role(role), ("policy",), role, problems),
         )
         for role, row in data.items()
     }

@@ -1,8 +1,8 @@
-"""A policy: the op settings and evolved scalars of one role at one time."""
+"""A policy: the op settings, evolved scalars and choices of one role at one time."""
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp, log
 from typing import Any
 
@@ -22,14 +22,15 @@ class OpSetting:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Op settings, in order, and scalars by name.
+    """Op settings, in order, and scalars and choices by name.
 
     A setting with probability bin 0 never fires and never changes a view, but keeps its place: a mutation may wake
-    it. An op may stand more than once (copies).
+    it. An op may stand more than once (copies). `choices["agents"]` is the role's chain as text.
     """
 
     settings: tuple[OpSetting, ...] = ()
     scalars: Mapping[str, float] = field(default_factory=dict)
+    choices: Mapping[str, str] = field(default_factory=dict)
 
     def firing(self) -> tuple[OpSetting, ...]:
         """Return the settings that can fire."""
@@ -38,7 +39,7 @@ class Policy:
     def completed(self, space: SearchSpace) -> "Policy":
         """Return the policy with every slot of the space, missing ones at probability and magnitude bin 0.
 
-        The k-th setting of an op goes to its k-th copy. Scalars are kept.
+        The k-th setting of an op goes to its k-th copy. Scalars and choices are kept.
         """
         waiting = list(self.settings)
         full = []
@@ -48,27 +49,30 @@ class Policy:
                 waiting.remove(found)
             full.append(found or OpSetting(op, 0, 0))
         assert not waiting, f"policy does not fit the space: {waiting}"
-        return Policy(tuple(full), self.scalars)
+        return replace(self, settings=tuple(full))
 
 
 def zero_policy(space: SearchSpace, role: Role) -> Policy:
-    """Return the paper's first policy: no op can fire, every scalar at its initial value.
+    """Return the paper's first policy: no op can fire, every scalar and choice at its initial value.
 
     Source: PBA's code (`search.py`): all 60 integers start at 0.
     """
     return Policy(
         tuple(OpSetting(op, 0, 0) for op in space.slots()),
         {scalar.name: scalar.initial for scalar in space.scalars_of(role)},
+        {choice.name: choice.initial for choice in space.choices_of(role)},
     )
 
 
 def random_policy(space: SearchSpace, role: Role, rng: random.Random) -> Policy:
-    """Return a policy drawn uniformly from the grids, and scalars from their ranges."""
+    """Return a policy drawn uniformly from the grids, scalars from their ranges, choices from their lists."""
     settings = tuple(
         OpSetting(op, rng.randrange(space.probability_bins), rng.randrange(space.magnitude_bins))
         for op in space.slots()
     )
-    return Policy(settings, {scalar.name: draw_scalar(scalar, rng) for scalar in space.scalars_of(role)})
+    scalars = {scalar.name: draw_scalar(scalar, rng) for scalar in space.scalars_of(role)}
+    # Last: spaces without choices draw what they drew before there were any
+    return Policy(settings, scalars, {choice.name: rng.choice(choice.values) for choice in space.choices_of(role)})
 
 
 def draw_scalar(scalar: ScalarSpec, rng: random.Random) -> float:

@@ -6,6 +6,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from rolekd_ray.errors import ScheduleError, SearchSpaceError, unknown_name
+from rolekd_ray.policy.evolved import evolved_from_dict, evolved_to_dict
 from rolekd_ray.policy.policy import Policy, policy_from_list, policy_to_list
 from rolekd_ray.policy.space import SearchSpace, load_space, parse_space
 from rolekd_ray.roles import Role
@@ -29,7 +30,7 @@ class Schedule:
     """Segments per role, all roles equally long; a role that is absent has no policy.
 
     `flattened`: every image draws the policy of a random epoch, so the order is lost and the mix stays (PBA's
-    ablation of the order). Scalars still follow the epoch.
+    ablation of the order). Scalars and choices still follow the epoch.
     """
 
     space: SearchSpace
@@ -59,13 +60,14 @@ class Schedule:
     def policies_at(self, role: Role, epoch: int) -> list[tuple[float, Policy]]:
         """Return the policies an image may draw at an epoch, with their chances: one, or all if `flattened`.
 
-        All of them carry the epoch's scalars.
+        All of them carry the epoch's scalars and choices.
         """
         now = self.policy_at(role, epoch)
         if not self.flattened or role not in self.roles:
             return [(1.0, now)]
         return [
-            (segment.epochs / self.epochs, replace(segment.policy, scalars=now.scalars)) for segment in self.roles[role]
+            (segment.epochs / self.epochs, replace(now, settings=segment.policy.settings))
+            for segment in self.roles[role]
         ]
 
     def stretched(self, epochs: int) -> "Schedule":
@@ -94,7 +96,7 @@ class Schedule:
         return replace(
             self,
             roles={
-                role: merged(Segment(s.epochs, Policy(s.policy.firing(), s.policy.scalars)) for s in segments)
+                role: merged(Segment(s.epochs, replace(s.policy, settings=s.policy.firing())) for s in segments)
                 for role, segments in self.roles.items()
             },
         )
@@ -157,7 +159,7 @@ def schedule_to_dict(schedule: Schedule) -> dict[str, Any]:
         str(role): {
             "segments": [
                 {"epochs": s.epochs, "policy": policy_to_list(s.policy, schedule.space, firing_only=True)}
-                | dict(s.policy.scalars)
+                | evolved_to_dict(s.policy)
                 for s in segments
             ]
         }
@@ -208,23 +210,17 @@ def schedule_from_dict(data: object, *, where: str) -> Schedule:
 
 
 def segment_from_dict(row: object, space: SearchSpace, role: Role, where: str, problems: list[str]) -> Segment:
-    """Read a segment `{epochs, policy, <scalars>}`; adds to `problems` what does not fit the space."""
+    """Read a segment `{epochs, policy, <scalars>, agents}`; adds to `problems` what does not fit the space."""
     if not isinstance(row, Mapping):
         problems.append(f"{where}: got {row!r}; expected {{epochs, policy}}")
         return Segment(1, Policy())
-    scalar_specs = {scalar.name: scalar for scalar in space.scalars_of(role)}
-    allowed = ("epochs", "policy", *scalar_specs)
-    problems += [unknown_name(where, "key", key, allowed) for key in row if key not in allowed]
     epochs = row.get("epochs")
     if type(epochs) is not int or epochs < 1:
         problems.append(f"{where}.epochs: got {epochs!r}; expected a whole number of at least 1")
         epochs = 1
-    scalars = {name: row[name] for name in scalar_specs if name in row}
-    for name, value in scalars.items():
-        low, high = scalar_specs[name].low, scalar_specs[name].high
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-            problems.append(f"{where}.{name}: got {value!r}; expected a number in [{low:g}, {high:g}]")
-    return Segment(epochs, Policy(policy_from_list(row.get("policy"), space, f"{where}.policy", problems), scalars))
+    scalars, choices = evolved_from_dict(row, space, role, ("epochs", "policy"), where, problems)
+    settings = policy_from_list(row.get("policy"), space, f"{where}.policy", problems)
+    return Segment(epochs, Policy(settings, scalars, choices))
 
 
 def load_schedule(path: "str | PathLike[str] | ObjectPath") -> Schedule:

@@ -1,4 +1,4 @@
-"""The search space: which ops, strengths and scalars a policy may use.
+"""The search space: which ops, strengths, scalars and choices a policy may use.
 
 Data, not code: a space is the `space:` section of a file in `searchspaces/`. It knows nothing of images.
 """
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rolekd_ray.errors import SearchSpaceError, suggest, unknown_name
+from rolekd_ray.errors import SearchSpaceError, unknown_name
+from rolekd_ray.policy.evolvable import ChoiceSpec, ScalarSpec, is_number, parse_choices, parse_scalars
 from rolekd_ray.roles import Role
 
 if TYPE_CHECKING:  # 5 ms of an import that should take milliseconds
@@ -32,8 +33,6 @@ OP_UNITS: dict[str, str | None] = {
     "contrast": "factor",
 }
 
-SEGMENT_KEYS = ("epochs", "policy", "agents")  # scalars stand beside these in a schedule file
-
 
 @dataclass(frozen=True, slots=True)
 class OpSpec:
@@ -46,24 +45,6 @@ class OpSpec:
     name: str
     magnitudes: tuple[float, ...] | None = None
     signed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ScalarSpec:
-    """One evolvable number beside the ops, such as the distillation temperature.
-
-    A mutation multiplies by one of `factors`, or redraws from [`low`, `high`] (log-uniform if `log`) with chance
-    `resample_probability`; the result is always clipped to the range.
-    """
-
-    name: str
-    role: Role
-    initial: float
-    low: float
-    high: float
-    log: bool = False
-    factors: tuple[float, ...] = (0.8, 1.2)
-    resample_probability: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +62,7 @@ class SearchSpace:
     copies: int = 2
     counts: tuple[float, ...] = (0.2, 0.3, 0.5)
     scalars: tuple[ScalarSpec, ...] = ()
+    choices: tuple[ChoiceSpec, ...] = ()
     _ops_by_name: dict[str, OpSpec] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -110,9 +92,13 @@ class SearchSpace:
         """Return the scalars that evolve with one role's policy."""
         return tuple(scalar for scalar in self.scalars if scalar.role == role)
 
+    def choices_of(self, role: Role) -> tuple[ChoiceSpec, ...]:
+        """Return the choices that evolve with one role's policy."""
+        return tuple(choice for choice in self.choices if choice.role == role)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the YAML form; `parse_space` reads it back to an equal space."""
-        return {
+        data = {
             "name": self.name,
             "probability_bins": self.probability_bins,
             "magnitude_bins": self.magnitude_bins,
@@ -123,18 +109,10 @@ class SearchSpace:
                 | ({"signed": True} if op.signed else {})
                 for op in self.ops
             },
-            "scalars": {
-                scalar.name: {
-                    "role": str(scalar.role),
-                    "initial": scalar.initial,
-                    "range": [scalar.low, scalar.high],
-                    "log": scalar.log,
-                    "factors": list(scalar.factors),
-                    "resample_probability": scalar.resample_probability,
-                }
-                for scalar in self.scalars
-            },
+            "scalars": {scalar.name: scalar.to_dict() for scalar in self.scalars},
         }
+        # Left out where there are none: logs and checkpoints of runs before there were choices compare equal
+        return data | ({"choices": {choice.name: choice.to_dict() for choice in self.choices}} if self.choices else {})
 
 
 def parse_space(data: object, *, where: str, name: str = "inline") -> SearchSpace:
@@ -154,7 +132,7 @@ def parse_space(data: object, *, where: str, name: str = "inline") -> SearchSpac
     problems: list[str] = []
     if not isinstance(data, Mapping):
         raise SearchSpaceError(f"{where}: expected a mapping, got {data!r}")
-    allowed = ("name", "probability_bins", "magnitude_bins", "copies", "counts", "ops", "scalars")
+    allowed = ("name", "probability_bins", "magnitude_bins", "copies", "counts", "ops", "scalars", "choices")
     problems += [unknown_name(where, "key", key, allowed) for key in data if key not in allowed]
     numbers = {"probability_bins": (11, 2), "magnitude_bins": (10, 1), "copies": (2, 1)}
     sizes = {}
@@ -165,16 +143,19 @@ def parse_space(data: object, *, where: str, name: str = "inline") -> SearchSpac
             sizes[key] = default
     counts = _parse_counts(data.get("counts", {0: 0.2, 1: 0.3, 2: 0.5}), f"{where}.counts", problems)
     ops = _parse_ops(data.get("ops"), f"{where}.ops", sizes["magnitude_bins"], problems)
-    scalars = _parse_scalars(data.get("scalars") or {}, f"{where}.scalars", problems)
+    scalars = parse_scalars(data.get("scalars") or {}, f"{where}.scalars", problems)
+    choices = parse_choices(data.get("choices") or {}, f"{where}.choices", problems)
+    evolving = {(scalar.role, scalar.name) for scalar in scalars}
+    problems += [
+        f"{where}.choices.{choice.name}: got the name of a scalar of the {choice.role} too; expected one of the two"
+        for choice in choices
+        if (choice.role, choice.name) in evolving
+    ]
     if len(counts) - 1 > sizes["copies"] * max(len(ops), 1):
         problems.append(f"{where}.counts: {len(counts) - 1} ops cannot fire from {sizes['copies'] * len(ops)} slots")
     if problems:
         raise SearchSpaceError(*problems)
-    return SearchSpace(name=str(data.get("name", name)), ops=ops, counts=counts, scalars=scalars, **sizes)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return SearchSpace(str(data.get("name", name)), ops, counts=counts, scalars=scalars, choices=choices, **sizes)
 
 
 def _parse_counts(data: object, where: str, problems: list[str]) -> tuple[float, ...]:
@@ -223,7 +204,7 @@ def _parse_op(name: str, row: object, where: str, bins: int, problems: list[str]
 
 def _parse_magnitudes(value: object, where: str, bins: int, is_range: bool, problems: list[str]):
     length = 2 if is_range else bins
-    if not isinstance(value, list | tuple) or len(value) != length or not all(map(_is_number, value)):
+    if not isinstance(value, list | tuple) or len(value) != length or not all(map(is_number, value)):
         problems.append(f"{where}: got {value!r}; expected a list of {length} numbers")
         return (0.0,) * bins
     if not is_range:
@@ -231,52 +212,6 @@ def _parse_magnitudes(value: object, where: str, bins: int, is_range: bool, prob
     low, high = map(float, value)
     # Rounding keeps grid values such as 0.1 + 0.18 * 5 = 1 exact, where an op is the identity.
     return tuple(round(low + (high - low) * i / max(bins - 1, 1), 10) for i in range(bins))
-
-
-def _parse_scalars(data: object, where: str, problems: list[str]) -> tuple[ScalarSpec, ...]:
-    if not isinstance(data, Mapping):
-        problems.append(f"{where}: got {data!r}; expected a mapping of names to rules")
-        return ()
-    return tuple(
-        scalar
-        for name, row in data.items()
-        if (scalar := _parse_scalar(str(name), row, f"{where}.{name}", problems)) is not None
-    )
-
-
-def _parse_scalar(name: str, row: object, where: str, problems: list[str]) -> ScalarSpec | None:
-    if not isinstance(row, Mapping):
-        problems.append(f"{where}: got {row!r}; expected a mapping such as {{initial: 4.0, range: [1, 10]}}")
-        return None
-    found = len(problems)
-    if name in SEGMENT_KEYS:
-        problems.append(
-            f"{where}: got a key of the schedule file; expected a name other than {', '.join(SEGMENT_KEYS)}"
-        )
-    allowed = ("role", "initial", "range", "log", "factors", "resample_probability")
-    problems += [unknown_name(where, "key", key, allowed) for key in row if key not in allowed]
-    role, log = row.get("role", "student"), row.get("log", False)
-    if role not in list(Role):
-        problems.append(f"{where}.role: got {role!r}; expected teacher or student.{suggest(role, Role)}")
-    if not isinstance(log, bool):
-        problems.append(f"{where}.log: got {log!r}; expected true or false")
-    bounds, initial = row.get("range"), row.get("initial")
-    if not isinstance(bounds, list | tuple) or len(bounds) != 2 or not all(map(_is_number, bounds)):
-        problems.append(f"{where}.range: got {bounds!r}; expected [low, high]")
-    elif not bounds[0] < bounds[1] or (log is True and bounds[0] <= 0):
-        problems.append(f"{where}.range: got {bounds!r}; expected low < high{', both above 0' if log else ''}")
-    elif not _is_number(initial) or not bounds[0] <= initial <= bounds[1]:
-        problems.append(f"{where}.initial: got {initial!r}; expected a number in {list(bounds)}")
-    factors, resample = row.get("factors", (0.8, 1.2)), row.get("resample_probability", 0.25)
-    if not isinstance(factors, list | tuple) or not factors or not all(_is_number(f) and f > 0 for f in factors):
-        problems.append(f"{where}.factors: got {factors!r}; expected positive numbers such as [0.8, 1.2]")
-    if not _is_number(resample) or not 0 <= resample <= 1:
-        problems.append(f"{where}.resample_probability: got {resample!r}; expected a number in [0, 1]")
-    if len(problems) > found:
-        return None
-    assert bounds is not None and initial is not None, "checked above"
-    low, high = map(float, bounds)
-    return ScalarSpec(name, Role(role), float(initial), low, high, log, tuple(map(float, factors)), float(resample))
 
 
 def searchspaces_folder() -> "Path":

@@ -1,13 +1,14 @@
 """Hypothesis strategies of the policy room: spaces, policies and schedules of every shape."""
 
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
 from hypothesis import strategies as st
 
-from rolekd_ray.policy.policy import OpSetting, Policy, random_policy, zero_policy
+from rolekd_ray.policy.policy import OpSetting, random_policy, zero_policy
 from rolekd_ray.policy.schedule import Schedule, Segment
-from rolekd_ray.policy.space import OP_UNITS, OpSpec, ScalarSpec, SearchSpace
+from rolekd_ray.policy.space import OP_UNITS, ChoiceSpec, OpSpec, ScalarSpec, SearchSpace
 from rolekd_ray.roles import Role
 
 numbers = st.floats(-1e6, 1e6)
@@ -29,6 +30,17 @@ def scalar_specs(draw, name: str = "temperature"):
     )
 
 
+TWO_CHOICES = ("pick.criterion", "agents")
+CHAINS = ("policy", "policy+cutmix", "randaugment+mixup", "none", "cutmix+pick")
+
+
+@st.composite
+def choice_specs(draw, name: str = "agents"):
+    some = CHAINS if name == "agents" else ("low", "high", "student entropy", "3", "true", "a: b", "null")
+    values = tuple(draw(st.lists(st.sampled_from(some), min_size=2, unique=True)))
+    return ChoiceSpec(name, draw(st.sampled_from(Role)), draw(st.sampled_from(values)), values, draw(st.floats(0, 1)))
+
+
 @st.composite
 def spaces(draw):
     magnitude_bins = draw(st.integers(1, 12))
@@ -44,7 +56,8 @@ def spaces(draw):
         magnitude_bins=magnitude_bins,
         copies=copies,
         counts=tuple(weight / sum(weights) for weight in weights),
-        scalars=tuple(draw(scalar_specs(name)) for name in draw(st.sampled_from([(), ("a",), ("a", "b")]))),
+        scalars=tuple(draw(scalar_specs(name)) for name in draw(st.sampled_from([(), ("a",), ("a", "cutmix.alpha")]))),
+        choices=tuple(draw(choice_specs(name)) for name in draw(st.sampled_from([(), ("agents",), TWO_CHOICES]))),
     )
 
 
@@ -58,7 +71,7 @@ def policies(draw, space: SearchSpace, role: Role):
         return policy
     silent = draw(st.sets(st.integers(0, len(policy.settings) - 1)))  # probability 0, but a magnitude to keep
     settings = tuple(OpSetting(s.op, 0, s.magnitude_bin) if i in silent else s for i, s in enumerate(policy.settings))
-    return Policy(settings, policy.scalars)
+    return replace(policy, settings=settings)
 
 
 @st.composite
