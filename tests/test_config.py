@@ -354,9 +354,31 @@ def test_an_evolving_weight_of_a_loss_is_one_key_though_it_has_a_dot():
     assert found == {"losses.hinton": 2.0, "temperature": 3.0}
 
 
+def test_names_of_scalars_and_choices_end_before_the_key_of_a_rule():
+    overrides = [
+        "space.scalars.losses.hinton.initial=1",
+        "space.scalars.losses.hinton.range=[0.1, 10]",
+        "space.choices.agents={initial: policy, values: [policy, cutmix]}",
+        "space.choices.agents.initial=[cutmix]",
+        "space.choices.pick.criterion.values=[one, other]",
+        "space.choices.pick.criterion.initial=other",
+        "space.choices.pick.criterion.role=teacher",
+    ]
+    space = load_settings("quickstart", overrides).search_space()
+    found = {choice.name: (choice.role, choice.initial, choice.values) for choice in space.choices}
+    assert found == {
+        "agents": ("student", "cutmix", ("policy", "cutmix")),
+        "pick.criterion": ("teacher", "other", ("one", "other")),
+    }
+    assert [(s.low, s.high) for s in space.scalars if s.name == "losses.hinton"] == [(0.1, 10.0)]
+
+
 @pytest.mark.parametrize(
     "override, problem",
     [
+        ("space.scalars.temperature.rang=[1, 2]", "quickstart.yaml: space.scalars.temperature: unknown key 'rang'"),
+        ("space.choices.agents.values=policy", "quickstart.yaml: space.choices.agents.values: got 'policy'"),
+        ("space.choices=policy", "quickstart.yaml: space.choices: got 'policy'; expected a mapping"),
         ("search.epochs", "--set: got 'search.epochs'; expected key=value"),
         ("=3", "--set: got '=3'; expected key=value"),
         ("search.epochs.x=3", "--set search.epochs.x: 'epochs' is not a section, got 30"),

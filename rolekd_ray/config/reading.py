@@ -12,6 +12,7 @@ from rolekd_ray.config.data import KINDS
 from rolekd_ray.config.settings import Settings
 from rolekd_ray.errors import ConfigError, SearchSpaceError, suggest, unknown_name
 from rolekd_ray.files import dump_yaml, parse_yaml, read_yaml
+from rolekd_ray.policy.evolvable import CHOICE_KEYS, SCALAR_KEYS
 from rolekd_ray.policy.space import find_searchspace, load_space, parse_space
 from rolekd_ray.roles import Role
 from rolekd_ray.storage import Place, place
@@ -93,14 +94,28 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set: got {override!r}; expected key=value, as in search.epochs=30")
     parts = key.split(".")
-    if parts[:3] == ["space", "scalars", "losses"] and len(parts) > 3:  # the one kind of key with a dot of its own
-        parts[2:4] = [".".join(parts[2:4])]
-    *parents, leaf = parts
+    *parents, leaf = _with_name_in_one_part(parts, data)
     for parent in parents:
         if not isinstance(data.setdefault(parent, {}), dict):
             raise ConfigError(f"--set {key}: {parent!r} is not a section, got {data[parent]!r}")
         data = data[parent]
     data[leaf] = parse_yaml(text, where=f"--set {key}", error=ConfigError)
+
+
+def _with_name_in_one_part(parts: list[str], data: Mapping[str, Any]) -> list[str]:
+    """Join what names a scalar or choice, which alone may have dots: `space.scalars.cutmix.alpha.range`.
+
+    The name ends where one that the data has ends, else before the first key of a rule, else it is all the rest.
+    """
+    if parts[0] != "space" or parts[1:2] not in (["scalars"], ["choices"]):
+        return parts
+    rest = parts[2:]
+    space = data.get("space")
+    known = space.get(parts[1]) if isinstance(space, Mapping) else None
+    ends = [n for n in range(1, len(rest)) if isinstance(known, Mapping) and ".".join(rest[:n]) in known]
+    ends = ends or [n for n in range(1, len(rest)) if rest[n] in (*SCALAR_KEYS, *CHOICE_KEYS)][:1]
+    end = max(ends, default=len(rest))
+    return [*parts[:2], *([".".join(rest[:end])] if rest else []), *rest[end:]]
 
 
 def _space_problems(space: object, where: str) -> Sequence[str]:

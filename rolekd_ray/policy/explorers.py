@@ -7,8 +7,8 @@
 import random
 from typing import Protocol
 
-from rolekd_ray.policy.explore import explore, explore_scalar
-from rolekd_ray.policy.policy import OpSetting, Policy
+from rolekd_ray.policy.explore import explore, mutated
+from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
 
@@ -44,12 +44,12 @@ def explore_by_factor(
     With chance `resample_probability` a bin is redrawn uniformly from its grid. Otherwise it is multiplied by one of
     the factors, equally often, and rounded away from where it was, so that it moves at least one bin (0 goes up to 1);
     it stops at the ends of the grid. A step is thus as large as the bin it starts from, where `explore` steps up to
-    `max_shift` bins anywhere. Scalars follow their own rule.
+    `max_shift` bins anywhere. Scalars and choices follow their own rules.
 
     Args:
         policy: the donor's; left untouched.
-        space: supplies the grids and the scalars' rules.
-        role: whose scalars these are.
+        space: supplies the grids and the rules of scalars and choices.
+        role: whose scalars and choices these are.
         rng: the only source of randomness.
         resample_probability: per bin, in [0, 1].
         max_shift: not used.
@@ -64,19 +64,7 @@ def explore_by_factor(
         up = max((6 * value + 4) // 5, value + 1)  # in whole numbers: 15 * 1.2 is no 18.0 everywhere
         return min(up, bins - 1) if rng.random() < 0.5 else 4 * value // 5
 
-    settings = tuple(
-        OpSetting(
-            setting.op,
-            moved(setting.probability_bin, space.probability_bins),
-            moved(setting.magnitude_bin, space.magnitude_bins),
-        )
-        for setting in policy.completed(space).settings
-    )
-    scalars = {
-        scalar.name: explore_scalar(policy.scalars.get(scalar.name, scalar.initial), scalar, rng)
-        for scalar in space.scalars_of(role)
-    }
-    return Policy(settings, scalars)
+    return mutated(policy, space, role, rng, moved)
 
 
 EXPLORERS: dict[str, Explorer] = {"pba": explore, "factor": explore_by_factor}

@@ -41,7 +41,19 @@ class Range:
         return self.low + share * (self.high - self.low)
 
 
-Dimension = Bins | Range
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One of `values`, which have no order."""
+
+    name: str
+    values: tuple[str, ...]
+
+    def at(self, share: float) -> str:
+        """Return the value at a share of the list, in [0, 1)."""
+        return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+
+
+Dimension = Bins | Range | Category
 
 
 def dimensions(space: SearchSpace, roles: Sequence[Role]) -> tuple[Dimension, ...]:
@@ -56,6 +68,7 @@ def dimensions(space: SearchSpace, roles: Sequence[Role]) -> tuple[Dimension, ..
             if space.op(op).magnitudes is not None:
                 found.append(Bins(_name(role, place, op, "magnitude"), space.magnitude_bins))
         found += [Range(_of_role(role, s.name), s.low, s.high, s.log) for s in space.scalars_of(role)]
+        found += [Category(_of_role(role, choice.name), choice.values) for choice in space.choices_of(role)]
     return tuple(found)
 
 
@@ -69,6 +82,8 @@ def point_of(policies: Policies, space: SearchSpace) -> dict[str, int | float | 
                 point[_name(role, place, setting.op, "magnitude")] = setting.magnitude_bin
         for scalar in space.scalars_of(role):
             point[_of_role(role, scalar.name)] = policy.scalars.get(scalar.name, scalar.initial)
+        for choice in space.choices_of(role):
+            point[_of_role(role, choice.name)] = policy.choices.get(choice.name, choice.initial)
     return point
 
 
@@ -85,6 +100,7 @@ def policies_at(point: Point, space: SearchSpace, roles: Sequence[Role]) -> dict
                 for place, op in enumerate(space.slots())
             ),
             {scalar.name: float(point[_of_role(role, scalar.name)]) for scalar in space.scalars_of(role)},
+            {choice.name: str(point[_of_role(role, choice.name)]) for choice in space.choices_of(role)},
         )
         for role in roles
     }
@@ -105,12 +121,17 @@ def check_policies(policies: Policies, space: SearchSpace, roles: Sequence[Role]
             if not (0 <= probability < space.probability_bins and 0 <= magnitude < space.magnitude_bins):
                 raise ValueError(f"{role}.{op}: got bins {probability} and {magnitude}; expected them on the grids")
         scalars = {scalar.name: scalar for scalar in space.scalars_of(role)}
-        if policy.scalars.keys() != scalars.keys():
-            raise ValueError(f"{role}: got scalars {sorted(policy.scalars)}; expected {sorted(scalars)}")
+        choices = {choice.name: choice.values for choice in space.choices_of(role)}
+        if policy.scalars.keys() != scalars.keys() or policy.choices.keys() != choices.keys():
+            got, expected = [*policy.scalars, *policy.choices], [*scalars, *choices]
+            raise ValueError(f"{role}: got {got} beside the ops; expected {expected}")
         for name, value in policy.scalars.items():
             low, high = scalars[name].low, scalars[name].high
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"{role}.{name}: got {value!r}; expected a number in [{low:g}, {high:g}]")
+        for name, text in policy.choices.items():
+            if text not in choices[name]:
+                raise ValueError(f"{role}.{name}: got {text!r}; expected one of {', '.join(choices[name])}")
 
 
 def _name(role: Role, place: int, op: str, what: str) -> str:

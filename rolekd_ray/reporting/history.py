@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rolekd_ray.files import write_atomically
+from rolekd_ray.policy.distance import policy_distance
 from rolekd_ray.policy.jobs import Job, Perturbation
 from rolekd_ray.policy.lineage import effective_lineages
 from rolekd_ray.policy.policy import policy_to_list
 from rolekd_ray.policy.population import Population
+from rolekd_ray.roles import Role
 from rolekd_ray.storage import Place
 
 FOLDER = "history"
@@ -20,9 +22,10 @@ FOLDER = "history"
 class History:
     """Writes `history/generation-<n>.parquet` as soon as all live members scored generation n, and the rest on close.
 
-    Columns: member, generation, epoch, donor, score, time (seconds since 1970), every metric, per role `<role>/policy`
-    (list of op, probability, magnitude_bin; all slots) and its scalars, and lineages: how many members of generation 0
-    have descendants in this one.
+    Columns: member, generation, epoch, donor, score, time (seconds since 1970), every metric, and per role
+    `<role>/policy` (list of op, probability, magnitude_bin; all slots), its scalars, and its choices as text
+    (`<role>/agents` is the chain). Where both roles evolve, `policy_distance` is the one between their policies
+    (`policy.distance`). `lineages`: how many members of generation 0 have descendants in this one.
     """
 
     def __init__(self, folder: Place):
@@ -91,5 +94,9 @@ def history_row(job: Job, record: Mapping[str, Any], population: Population) -> 
     } | {name: value for name, value in record["metrics"].items() if name != "score"}
     for role, policy in job.policies.items():
         row[f"{role}/policy"] = policy_to_list(policy, population.rule.space, firing_only=False)
-        row |= {f"{role}/{name}": value for name, value in policy.scalars.items()}
+        row |= {f"{role}/{name}": value for name, value in {**policy.scalars, **policy.choices}.items()}
+    if len(job.policies) == len(Role):
+        row["policy_distance"] = policy_distance(
+            job.policies[Role.TEACHER], job.policies[Role.STUDENT], population.rule.space
+        )
     return row

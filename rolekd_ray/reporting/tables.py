@@ -122,8 +122,9 @@ def schedule_table(schedule: Schedule) -> Group:
             ]
             more = f", +{len(settings) - 6} more" if len(settings) > 6 else ""
             scalars = "".join(f"; {name} {_three_digits(value)}" for name, value in segment.policy.scalars.items())
+            choices = "".join(f"; {name} {value}" for name, value in segment.policy.choices.items())
             first, last = start + 1, start + segment.epochs
             epochs = f"{first}–{last}" if first < last else str(first)
-            table.add_row(str(role), epochs, (", ".join(ops) or "none") + more + scalars)
+            table.add_row(str(role), epochs, (", ".join(ops) or "none") + more + scalars + choices)
             start += segment.epochs
     return titled(f"Schedule of {schedule.epochs} epochs over {schedule.space.name}", table)

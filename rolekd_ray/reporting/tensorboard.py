@@ -97,11 +97,15 @@ class TensorBoard:
 
 
 def policy_scalars(role: str, policy: Any, space: SearchSpace) -> dict[str, float]:
-    """Return a policy as numbers by tag: probability and strength per op.
+    """Return a policy as numbers by tag: scalars, choices, and probability and strength per op.
 
-    `probability` is summed over copies, `magnitude_bin` is the mean weighted by probability.
+    A choice is the place of its value in the space's list, from 0. `probability` is summed over copies,
+    `magnitude_bin` is the mean weighted by probability.
     """
     values: dict[str, float] = {f"{role}/{name}": value for name, value in policy.scalars.items()}
+    for choice in space.choices:
+        if choice.role == role and choice.name in policy.choices:
+            values[f"{role}/{choice.name}"] = choice.values.index(policy.choices[choice.name])
     for op in space.ops:
         settings = [setting for setting in policy.settings if setting.op == op.name]
         chances = [space.probability(setting.probability_bin) for setting in settings]

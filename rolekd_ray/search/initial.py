@@ -148,9 +148,10 @@ def _ranked(population: Population) -> list[Policies]:
 
 
 def _whole(policy: Policy, space: SearchSpace, role: Role) -> Policy:
-    """Return a schedule's policy with all slots and scalars."""
+    """Return a schedule's policy with all slots, scalars and choices."""
     scalars = {scalar.name: policy.scalars.get(scalar.name, scalar.initial) for scalar in space.scalars_of(role)}
-    return Policy(policy.completed(space).settings, scalars)
+    choices = {choice.name: policy.choices.get(choice.name, choice.initial) for choice in space.choices_of(role)}
+    return Policy(policy.completed(space).settings, scalars, choices)
 
 
 def _check_space(theirs: SearchSpace, ours: SearchSpace, place: Place) -> None:

@@ -186,8 +186,8 @@ def fold(population: Population, record: Mapping[str, Any], folder: Place) -> li
         if record["kind"] == "score":
             _ = population.jobs[record["member"], record["generation"]]  # names of states come from here alone
         return population.tell(record)
-    except (LookupError, TypeError, ValueError, AssertionError) as error:
-        why = f"; {error}" if type(error) is ValueError else ""
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        why = f"; {error}" if type(error) in (ValueError, AssertionError) else ""
         raise RunDirectoryError(f"{folder}: log: a record does not fit those before it: got {record!r}{why}") from error
 
 

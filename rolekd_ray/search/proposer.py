@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rolekd_ray.policy.jobs import Job, Policies
-from rolekd_ray.policy.points import Bins, dimensions, point_of, policies_at
+from rolekd_ray.policy.points import Bins, Dimension, Range, dimensions, point_of, policies_at
 from rolekd_ray.policy.population import Population, Rule
 
 if TYPE_CHECKING:  # a search without proposals need not import it
@@ -36,9 +36,9 @@ def propose(population: Population, member: int) -> Policies:
 
     One study over all roles that evolve: one score comes of the policies of all of them together, so a study per role
     would take the other role's change for noise. Each interval that scored is a trial, perturbed or not: its
-    parameters are the policies (bins as whole numbers, scalars on their own scale), its value is `gains`'. Intervals
-    under proposed policies that have not scored yet are running trials, which the Gaussian process keeps away from.
-    The first ten trials' worth of proposals are Optuna's random ones.
+    parameters are the policies (bins as whole numbers, scalars on their own scale, choices as categories), its value
+    is that of `gains`. Intervals under proposed policies that have not scored yet are running trials, which the
+    Gaussian process keeps away from. While there are fewer than ten trials Optuna draws at random.
 
     The donor's networks are copied, its policies are not: proposals are global, where `pba` walks on from the donor's.
 
@@ -86,14 +86,17 @@ def _proposed_and_under_way(population: Population) -> list[Job]:
 
 
 def _distributions(rule: Rule) -> dict[str, "BaseDistribution"]:
-    from optuna.distributions import FloatDistribution, IntDistribution
+    return {dimension.name: _distribution(dimension) for dimension in dimensions(rule.space, rule.roles)}
 
-    return {
-        dimension.name: IntDistribution(0, dimension.bins - 1)
-        if isinstance(dimension, Bins)
-        else FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-        for dimension in dimensions(rule.space, rule.roles)
-    }
+
+def _distribution(dimension: Dimension) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(dimension, Bins):
+        return IntDistribution(0, dimension.bins - 1)
+    if isinstance(dimension, Range):
+        return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return CategoricalDistribution(dimension.values)
 
 
 def _sampler(rule: Rule, generation: int, member: int) -> "BaseSampler":

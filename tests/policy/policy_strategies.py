@@ -42,7 +42,8 @@ def choice_specs(draw, name: str = "agents"):
 
 
 @st.composite
-def spaces(draw):
+def spaces(draw, agents: bool = True):
+    scalars = [(), ("a",), ("a", "cutmix.alpha")] if agents else [(), ("a",), ("a", "b")]
     magnitude_bins = draw(st.integers(1, 12))
     names = draw(st.lists(st.sampled_from(sorted(OP_UNITS)), min_size=1, max_size=6, unique=True))
     values = st.lists(numbers, min_size=magnitude_bins, max_size=magnitude_bins).map(tuple)
@@ -56,8 +57,11 @@ def spaces(draw):
         magnitude_bins=magnitude_bins,
         copies=copies,
         counts=tuple(weight / sum(weights) for weight in weights),
-        scalars=tuple(draw(scalar_specs(name)) for name in draw(st.sampled_from([(), ("a",), ("a", "cutmix.alpha")]))),
-        choices=tuple(draw(choice_specs(name)) for name in draw(st.sampled_from([(), ("agents",), TWO_CHOICES]))),
+        scalars=tuple(draw(scalar_specs(name)) for name in draw(st.sampled_from(scalars))),
+        choices=tuple(
+            draw(choice_specs(name))
+            for name in draw(st.sampled_from([(), ("agents",), TWO_CHOICES] if agents else [()]))
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rolekd_ray.errors import ScheduleError, SearchSpaceError
-from rolekd_ray.policy.formats import export_pba, import_schedule
+from rolekd_ray.policy.formats import export_pba, export_ray, import_schedule, schedule_spec
 from rolekd_ray.policy.policy import Policy, random_policy, zero_policy
 from rolekd_ray.policy.schedule import Schedule, Segment, schedule_text
 from rolekd_ray.policy.space import load_space, parse_space
@@ -260,3 +260,58 @@ def test_pba_export_refuses_what_it_would_drop():
     assert "scalars: got temperature" in str(caught.value) and "flattened: got True" in str(caught.value)
     with pytest.raises(ScheduleError, match="role: got 'teacher'; expected one of student"):
         export_pba(schedule, Role.TEACHER)
+
+
+CHAINS = parse_space(
+    PBA.to_dict()
+    | {
+        "scalars": {"cutmix.alpha": {"initial": 1, "range": [0.1, 4]}},
+        "choices": {
+            "agents": {"initial": "policy", "values": ["policy", "policy+cutmix", "none"]},
+            "pick.criterion": {"initial": "one", "values": ["one", "other"]},
+        },
+    },
+    where="f",
+)
+
+
+def with_chains(*chains, **scalars):
+    of = lambda chain: {"agents": chain} if chain else {}  # noqa: E731
+    return Schedule(CHAINS, {Role.STUDENT: tuple(Segment(2, Policy((), scalars, of(chain))) for chain in chains)})
+
+
+@pytest.mark.parametrize("export", [export_pba, schedule_spec])
+def test_formats_of_ops_alone_refuse_other_chains_and_name_them(export):
+    with pytest.raises(ScheduleError) as caught:
+        export(with_chains("policy", "policy+cutmix", "none", "policy+cutmix"), Role.STUDENT)
+    (problem,) = caught.value.problems
+    assert "agents: got policy+cutmix in epochs 3–4, 7–8; none in epochs 5–6; expected policy, for" in problem
+    assert export(with_chains("policy"), Role.STUDENT) == export(with_chains(None), Role.STUDENT)
+
+
+def test_settings_of_a_chain_that_is_not_told_are_not_dropped_silently():
+    alpha = {"cutmix.alpha": 2.0}
+    with pytest.raises(ScheduleError, match=r"schedule: agents: got cutmix\.alpha, settings of a chain not told"):
+        schedule_spec(with_chains(None, **alpha), Role.STUDENT)
+    schedule_spec(with_chains("policy", **alpha), Role.STUDENT)  # not in force
+    with pytest.raises(ScheduleError, match=r"scalars: got cutmix\.alpha; expected none"):
+        export_pba(with_chains("policy", **alpha), Role.STUDENT)
+
+
+def test_pba_export_refuses_other_choices():
+    policy = Policy((), {}, {"agents": "policy", "pick.criterion": "other"})
+    with pytest.raises(ScheduleError) as caught:
+        export_pba(Schedule(CHAINS, {Role.STUDENT: (Segment(1, policy),)}), Role.STUDENT)
+    assert caught.value.problems == (
+        "export to pba: choices: got pick.criterion; expected none, the vectors hold ops only",
+    )
+
+
+def test_rays_format_holds_chains_and_is_told_what_is_wrong_with_them():
+    schedule = with_chains("policy", "policy+cutmix", **{"cutmix.alpha": 2.0})
+    text = export_ray(schedule)
+    assert import_schedule(text, format="ray", epochs=4) == schedule
+    with pytest.raises(
+        ScheduleError, match=r"new policy: roles\.student\.agents\.chain: got 'cutmix'; expected one of"
+    ):
+        import_schedule(text.replace('"policy+cutmix", "cutmix.a', '"cutmix", "cutmix.a'), format="ray", epochs=4)

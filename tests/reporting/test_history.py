@@ -1,6 +1,7 @@
 """The history: every score of the log as a row, whatever was stopped, dropped or deleted on the way."""
 
 import shutil
+from dataclasses import replace
 from random import Random
 
 import pyarrow.parquet as pq
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_searches import SPACE, hashed, made_rule, open_jobs, play
 
+from rolekd_ray.policy.distance import policy_distance
 from rolekd_ray.policy.policy import Policy, policy_from_list
+from rolekd_ray.policy.space import ChoiceSpec
 from rolekd_ray.reporting.history import History
 from rolekd_ray.roles import Role
 from rolekd_ray.search.ledger import Ledger
@@ -47,6 +50,30 @@ def check_against_the_log(folder, ledger):
             assert not problems and Policy(settings, scalars) == policy
 
 
+def test_choices_are_columns_of_text_and_the_roles_distance_one_of_numbers(tmp_path):
+    chains = ("policy", "policy+cutmix", "randaugment")
+    choices = (ChoiceSpec("agents", Role.STUDENT, "policy", chains), ChoiceSpec("mode", Role.TEACHER, "a", ("a", "b")))
+    space = replace(SPACE, choices=choices)
+    ledger = new_ledger(tmp_path, space=space)
+    play(ledger)
+    ledger.close()
+    seen = set()
+    for row in rows(tmp_path):
+        policies = ledger.population.jobs[row["member"], row["generation"]].policies
+        assert row["student/agents"] == policies[Role.STUDENT].choices["agents"]
+        assert row["teacher/mode"] == policies[Role.TEACHER].choices["mode"]
+        assert row["policy_distance"] == policy_distance(policies[Role.STUDENT], policies[Role.TEACHER], space)
+        seen.add(row["student/agents"])
+    assert seen == set(chains)
+
+
+def test_one_role_alone_has_no_distance(tmp_path):
+    ledger = new_ledger(tmp_path, roles=(Role.STUDENT,))
+    play(ledger)
+    ledger.close()
+    assert "policy_distance" not in rows(tmp_path)[0]
+
+
 @pytest.mark.parametrize("synchronous", [True, False])
 def test_all_generations_read_as_one_table(tmp_path, synchronous):
     ledger = new_ledger(tmp_path, synchronous=synchronous)
@@ -56,7 +83,8 @@ def test_all_generations_read_as_one_table(tmp_path, synchronous):
     ledger.close()
     names = ["member", "generation", "epoch", "donor", "score", "time", "loss"]
     policies = ["teacher/policy", "teacher/weight_decay", "student/policy", "student/temperature"]
-    assert {tuple(row) for row in rows(tmp_path)} == {(*names, *policies, "lineages")}
+    policies += ["policy_distance", "lineages"]
+    assert {tuple(row) for row in rows(tmp_path)} == {(*names, *policies)}
     assert {row["donor"] for row in rows(tmp_path) if row["generation"] == 0} == {None}
 
 

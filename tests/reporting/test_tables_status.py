@@ -124,6 +124,12 @@ def test_schedules_are_shown_by_segment_most_likely_ops_first():
     assert "invert" not in text
 
 
+def test_schedules_are_shown_with_their_chains():
+    policy = Policy((), {"temperature": 2.0}, {"agents": "policy+cutmix"})
+    text = "\n".join(printed(schedule_table(Schedule(SPACE, {Role.STUDENT: (Segment(4, policy),)}))))
+    assert re.search(r"student\W+1–4\W+none; temperature 2; agents policy\+cutmix", text)
+
+
 @pytest.mark.parametrize(
     ("value", "said"), [(30000.0, "30000"), (1000.0, "1000"), (12345.67, "12346"), (950.4, "950"), (0.0213, "0.0213")]
 )

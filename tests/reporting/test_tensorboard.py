@@ -1,5 +1,6 @@
 """TensorBoard: its own reader finds the right values at the right epochs, once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ from made_searches import SPACE, made_rule, play
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rolekd_ray.policy.policy import OpSetting, Policy
+from rolekd_ray.policy.space import ChoiceSpec
 from rolekd_ray.reporting.tensorboard import TensorBoard, policy_scalars
+from rolekd_ray.roles import Role
 from rolekd_ray.search.ledger import Ledger
 from rolekd_ray.search.log import read_log
 
@@ -75,6 +78,14 @@ def test_a_policy_as_numbers():
             "student/policy/cutout/magnitude_bin": 1.0,
         }
     )
+
+
+def test_a_choice_is_the_place_of_its_value_in_the_list():
+    choices = (ChoiceSpec("agents", Role.STUDENT, "policy", ("policy", "policy+cutmix")),)
+    space = replace(SPACE, choices=choices)
+    found = policy_scalars("student", Policy((), {}, {"agents": "policy+cutmix"}), space)
+    assert found["student/agents"] == 1
+    assert "teacher/agents" not in policy_scalars("teacher", Policy(), space)
 
 
 def test_reopening_doubles_no_point_and_goes_on(tmp_path):

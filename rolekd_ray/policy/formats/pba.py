@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rolekd_ray.errors import ScheduleError
+from rolekd_ray.policy.evolvable import CHAIN
+from rolekd_ray.policy.formats.chains import chain_problems
 from rolekd_ray.policy.formats.rows import Row, chain_rows, lineage, raise_first, shortened
 from rolekd_ray.policy.policy import OpSetting, Policy
 from rolekd_ray.policy.schedule import Schedule, Segment
@@ -61,11 +63,12 @@ def export_pba(schedule: Schedule, role: Role) -> str:
     """Return one role's schedule as PBA's code reads it: a Python list per line, policies as bare vectors.
 
     `import_schedule(…, format="pba")` with the same epochs gives back the same segments; a policy that lacks slots of
-    the space comes back with them at bins 0, 0.
+    the space comes back with them at bins 0, 0, and the chain `policy` as none told.
 
     Raises:
         ScheduleError: the role is absent, or the vectors cannot say what the schedule says: other ops, strengths,
-            bins, copies or counts than PBA's, evolved scalars, a flattened schedule.
+            bins, copies or counts than PBA's, evolved scalars, a chain other than `policy` or other choices, a
+            flattened schedule.
     """
     problems = _misfits(schedule, role)
     if problems:
@@ -96,6 +99,9 @@ def _misfits(schedule: Schedule, role: Role) -> list[str]:
         problems.append(f"{where}: copies: got {space.copies}; expected at most {pba.copies}")
     if scalars := sorted({name for s in schedule.roles.get(role, ()) for name in s.policy.scalars}):
         problems.append(f"{where}: scalars: got {', '.join(scalars)}; expected none, the vectors hold ops only")
+    problems += chain_problems(schedule, role, where)
+    if others := sorted({name for s in schedule.roles.get(role, ()) for name in s.policy.choices} - {CHAIN}):
+        problems.append(f"{where}: choices: got {', '.join(others)}; expected none, the vectors hold ops only")
     if schedule.flattened:
         problems.append(f"{where}: flattened: got True; expected False, the format has an order (PBA flattens by flag)")
     return problems

@@ -1,7 +1,7 @@
 """Ray Tune's own policy logs (`pbt_policy_*.txt`), as `PopulationBasedTrainingReplay` reads them.
 
-A config of ours is `{"space": …, "roles": {"student": {"policy": [settings in file form], <scalars>}}}`, with
-`"flattened": true` where it holds: keys and values as in a schedule file.
+A config of ours is `{"space": …, "roles": {"student": {"policy": [settings in file form], <scalars>, "agents": {…}}}}`,
+with `"flattened": true` where it holds: keys and values as in a schedule file.
 """
 
 import json
@@ -89,6 +89,6 @@ def _policies(config: Any, first: Any, space: SearchSpace, where: str, problems:
 
 def _policy(row: Any, space: SearchSpace, role: Role, where: str, problems: list[str]) -> Policy:
     if not isinstance(row, Mapping) or "epochs" in row:
-        problems.append(f"{where}: got {shortened(row)}; expected {{policy}} and the space's scalars")
+        problems.append(f"{where}: got {shortened(row)}; expected {{policy}}, the space's scalars and agents")
         return Policy()
     return segment_from_dict({"epochs": 1, **row}, space, role, where, problems).policy
