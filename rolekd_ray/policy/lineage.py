@@ -50,7 +50,7 @@ def replacements(population: Population) -> list[str]:
 def effective_lineages(population: Population, generation: int) -> int:
     """Return how many members of generation 0 have descendants among the members that scored a generation.
 
-    All 16 members of the published search of role-kd descend from one by epoch 60, so it compared one beginning only.
+    In the published search of role-kd one of 16 was left at epoch 27 of 200, after 23 of 279 exploits (its log).
     """
     members = population.scores.get(generation, {})
     return len({ancestors(population, member, generation)[0] for member in members})

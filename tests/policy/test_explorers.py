@@ -1,4 +1,4 @@
-"""Explorers by name: the factor rule against a table by hand and its chances; policies as points; proposals in the rule."""
+"""Explorers by name: the factor rule by a table and its chances; policies as points; proposals in the rule."""
 
 import json
 from collections import Counter
