@@ -169,7 +169,9 @@ def _differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> li
     found = []
     for key in {**theirs, **ours}:
         one, other = theirs.get(key), ours.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping) and key != "counts":
+        if key in ("ops", "scalars", "choices"):
+            one, other = one or {}, other or {}
+            assert isinstance(one, Mapping) and isinstance(other, Mapping)
             found += [f"{key}.{name}" for name in {**one, **other} if one.get(name) != other.get(name)]
             if key == "ops" and list(one) != list(other) and one == other:
                 found.append("the order of ops")

@@ -8,7 +8,7 @@ with, or one whose scores came in another order (synchronous).
 from collections.abc import Callable
 from random import Random
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rolekd_ray.policy.jobs import Job, Policies
 from rolekd_ray.policy.points import Bins, Dimension, Range, dimensions, point_of, policies_at
@@ -37,8 +37,8 @@ def propose(population: Population, member: int) -> Policies:
     One study over all roles that evolve: one score comes of the policies of all of them together, so a study per role
     would take the other role's change for noise. Each interval that scored is a trial, perturbed or not: its
     parameters are the policies (bins as whole numbers, scalars on their own scale, choices as categories), its value
-    is that of `gains`. Intervals under proposed policies that have not scored yet are running trials, which the
-    Gaussian process keeps away from. While there are fewer than ten trials Optuna draws at random.
+    is that of `gains`. Intervals under proposed policies that have not scored yet are told as if they had gained the
+    mean, so that what is proposed next goes elsewhere. While there are fewer than ten trials Optuna draws at random.
 
     The donor's networks are copied, its policies are not: proposals are global, where `pba` walks on from the donor's.
 
@@ -46,25 +46,27 @@ def propose(population: Population, member: int) -> Policies:
         (arXiv:2002.02518), whose Gaussian process over time is not implemented here.
     """
     import optuna
-    from optuna.trial import FrozenTrial, TrialState, create_trial
+    from optuna.trial import create_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells of each trial, and of packages that would be faster
     rule, space = population.rule, population.rule.space
     where = _distributions(rule)
-
-    def trial(job: Job, **outcome: Any) -> FrozenTrial:
-        return create_trial(params=point_of(job.policies, space), distributions=where, **outcome)
-
     generation, _ = population.pending[member]
     study = optuna.create_study(direction="maximize", sampler=_sampler(rule, generation, member))
-    known = sorted(gains(population).items(), key=lambda found: found[0][::-1])[-MOST_INTERVALS:]
-    study.add_trials([trial(population.jobs[place], value=gain) for place, gain in known])
-    study.add_trials([trial(job, state=TrialState.RUNNING) for job in _proposed_and_under_way(population)])
+    known = list(gains(population).items())[-MOST_INTERVALS:]
+    # Not as running trials: of Optuna's samplers only newer Gaussian processes look at these, at twice the cost
+    known += [((job.member, job.generation), 0.0) for job in _proposed_and_under_way(population)]
+    study.add_trials(
+        create_trial(params=point_of(population.jobs[place].policies, space), distributions=where, value=gain)
+        for place, gain in known
+    )
     return policies_at(study.ask(where).params, space, rule.roles)
 
 
 def gains(population: Population) -> dict[tuple[int, int], float]:
     """Return what each interval that scored gained, by (member, generation): its score minus that it started from.
+
+    In order of generations and members, not of arrival: Optuna weighs late trials higher.
 
     From that the mean over its generation is taken off. Early generations gain much whatever their policies, later
     ones little; a study of raw gains would only learn which policies were tried early. Fresh networks start from 0.
