@@ -5,6 +5,7 @@ a view.
 """
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -48,6 +49,25 @@ def uniforms(key: int, indices: Tensor, draws: int | Tensor) -> Tensor:
 def below(uniform: Tensor, count: int) -> Tensor:
     """Return whole numbers 0 … count - 1, equally likely, from uniforms; int64, shape as given."""
     return (uniform.double() * count).long()  # in float32 the product could round up to count
+
+
+def normals(key: int, indices: Tensor, draws: int | Tensor) -> Tensor:
+    """Return standard normal numbers that depend on the key, the sample and the draw number alone.
+
+    Args:
+        key: a stream's key; not one that `uniforms` is asked for, too: both would be the same draws.
+        indices: samples, (N,) int64.
+        draws: how many numbers per sample, or which; as in `uniforms`.
+
+    Returns:
+        (N, D) float32, finite, at most 5.42 in size, never 0, on the device of `indices`; devices may differ by a
+        rounding.
+
+    Source: inversion, Φ⁻¹(v) = √2 · erf⁻¹(2 v - 1), at the middles v = u + 2^-25 of the cells of `uniforms`.
+    """
+    uniform = uniforms(key, indices, draws).double()
+    # In float64: kernels differ by a rounding between places in a tensor, which rounding to float32 wipes out
+    return (torch.erfinv(2 * uniform - 1 + 2.0**-_MANTISSA_BITS) * math.sqrt(2)).float()
 
 
 def _signed(word: int) -> int:

@@ -54,6 +54,9 @@ def train(
         typer.Option(metavar="MODEL", help="Network that learns what the student lacks; both are the result."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length; default: the configuration's.")] = None,
+    epochs_factor: Annotated[
+        float | None, typer.Option(help="Prolonged: times so many epochs; milestones and schedule grow along.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Another network than the configuration's.")] = None,
     variant: Annotated[Variant, typer.Option(help="flattened: order lost; last: its last policy.")] = Variant.ORDERED,
 ) -> None:
@@ -61,6 +64,7 @@ def train(
     from rolekd_ray.policy.schedule import load_schedule
 
     extra = [f"final.epochs={epochs}"] * (epochs is not None) + [f"{role}.model={model}"] * (model is not None)
+    extra += [f"final.epochs_factor={epochs_factor}"] * (epochs_factor is not None)
     extra += [f"teacher.combine={combine}"] * (combine is not None)
     settings = read_settings(config, [*overrides, *extra], seed)
     if role == Role.TEACHER:

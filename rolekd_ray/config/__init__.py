@@ -4,6 +4,13 @@ Data holds numbers and names, never class paths. Unknown keys are errors, and al
 once. A function receives its own section; only `search` and `cli` read the whole.
 """
 
+from rolekd_ray.config.agents import (
+    AgentsSettings,
+    BranchSettings,
+    LearnedSettings,
+    PickSettings,
+    RoleAgents,
+)
 from rolekd_ray.config.base import Section
 from rolekd_ray.config.data import DataSettings, ExponentialSettings, NoiseSettings, PowerLawSettings
 from rolekd_ray.config.networks import NetworkSettings, TeacherSettings
@@ -20,15 +27,20 @@ from rolekd_ray.config.settings import (
 from rolekd_ray.config.slots import SlotSettings, WorkerResources
 
 __all__ = [
+    "AgentsSettings",
     "BaseAugmentationSettings",
+    "BranchSettings",
     "DataSettings",
     "DistillSettings",
     "ExponentialSettings",
     "FinalSettings",
     "LayerSettings",
+    "LearnedSettings",
     "NetworkSettings",
     "NoiseSettings",
+    "PickSettings",
     "PowerLawSettings",
+    "RoleAgents",
     "SearchSettings",
     "Section",
     "Settings",

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from rolekd_ray.config.agents import evolvable_names
 from rolekd_ray.config.base import Section
 from rolekd_ray.config.data import KINDS
 from rolekd_ray.config.settings import Settings
@@ -105,7 +106,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 def _with_name_in_one_part(parts: list[str], data: Mapping[str, Any]) -> list[str]:
     """Join what names a scalar or choice, which alone may have dots: `space.scalars.cutmix.alpha.range`.
 
-    The name ends where one that the data has ends, else before the first key of a rule, else it is all the rest.
+    The name ends where one that the data has ends, else before a key of a rule, else it is all the rest.
     """
     if parts[0] != "space" or parts[1:2] not in (["scalars"], ["choices"]):
         return parts
@@ -113,7 +114,7 @@ def _with_name_in_one_part(parts: list[str], data: Mapping[str, Any]) -> list[st
     space = data.get("space")
     known = space.get(parts[1]) if isinstance(space, Mapping) else None
     ends = [n for n in range(1, len(rest)) if isinstance(known, Mapping) and ".".join(rest[:n]) in known]
-    ends = ends or [n for n in range(1, len(rest)) if rest[n] in (*SCALAR_KEYS, *CHOICE_KEYS)][:1]
+    ends = ends or [n for n in range(1, len(rest)) if rest[n] in (*SCALAR_KEYS, *CHOICE_KEYS)]
     end = max(ends, default=len(rest))
     return [*parts[:2], *([".".join(rest[:end])] if rest else []), *rest[end:]]
 
@@ -134,11 +135,14 @@ def _name_problems(settings: Settings, where: str) -> list[str]:
     of_training = ["learning_rate", "weight_decay"]
     of_distillation = ["temperature", *(f"losses.{name}" for name in settings.distill.losses)]
     allowed = {Role.TEACHER: of_training, Role.STUDENT: of_training + of_distillation}
-    return [
-        unknown_name(f"{where}: space.scalars", f"scalar of the {scalar.role}", scalar.name, allowed[scalar.role])
-        for scalar in settings.search_space(where).scalars
-        if scalar.name not in allowed[scalar.role]
-    ]
+    of_agents = [name for name, number in evolvable_names().items() if number]
+    problems = []
+    for scalar in settings.search_space(where).scalars:
+        own = [name for name in of_agents if name.partition(".")[0] == scalar.name.partition(".")[0]]
+        if scalar.name not in (names := own or allowed[scalar.role]):
+            kind = f"scalar of the {scalar.role}"
+            problems.append(unknown_name(f"{where}: space.scalars", kind, scalar.name, names))
+    return problems
 
 
 RULES = {

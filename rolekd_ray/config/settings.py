@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
+from rolekd_ray.config.agents import AgentsSettings, BranchSettings
 from rolekd_ray.config.base import Count, Fraction, NotNegative, Positive, Section
 from rolekd_ray.config.data import DataSettings
 from rolekd_ray.config.networks import NetworkSettings, TeacherSettings
@@ -24,7 +25,9 @@ class TrainingSettings(Section):
     """Nesterov momentum of `sgd`; `adam` has its own."""
     weight_decay: NotNegative = 5e-4
     learning_rate_schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """`step`: times 0.1 at 30, 60 and 80 % of the epochs, as role-kd's code does."""
+    learning_rate_milestones: tuple[Fraction, ...] = (0.3, 0.6, 0.8)
+    """Shares of the epochs after which `step` multiplies by 0.1; role-kd's code has these. CRD's 150, 180 and 210 of
+    240 are [0.625, 0.75, 0.875]. Being shares, they grow with `final.epochs_factor`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 where the hardware is faster at it, float32 elsewhere."""
     batchnorm: Literal["sync", "local"] = "sync"
@@ -59,6 +62,9 @@ class DistillSettings(Section):
     """Methods by name, with their weights; `docs/methods.md` lists them."""
     temperature: Positive = 4.0
     view_mode: Literal["shared_student", "shared_teacher", "independent", "teacher_clean"] = "shared_student"
+    branches: BranchSettings | None = None
+    """None: the student sees the agents' view alone; where it is mixed, labels are, too. Else the plain view stands
+    beside it (arXiv 2012.02909)."""
     layers: Mapping[str, LayerSettings] = {}
     """Of methods that compare features, where the defaults will not do; `rolekd check --layers MODEL` lists names."""
     options: Mapping[str, Mapping[str, bool | int | float | str]] = {}
@@ -73,7 +79,7 @@ class DistillSettings(Section):
 
 
 class BaseAugmentationSettings(Section):
-    """What follows the policy in every training view; evaluation uses none of it."""
+    """What follows the agents that work on bytes in every training view; evaluation uses none of it."""
 
     crop_padding_pixels: Annotated[int, Field(ge=0)] = 4
     flip: bool = True
@@ -112,6 +118,8 @@ class FinalSettings(Section):
 
     epochs: Count | None = None
     """None: as many as the search; schedules are stretched to this length."""
+    epochs_factor: Positive = 1.0
+    """Prolonged training (arXiv 2012.02909): times so many epochs, rounded; milestones and schedules grow with them."""
     train: Count | None = None
     """Training images; None: all that are not held out for validation."""
 
@@ -128,6 +136,7 @@ class Settings(Section):
     training: TrainingSettings = TrainingSettings()
     distill: DistillSettings = DistillSettings()
     base_augmentation: BaseAugmentationSettings = BaseAugmentationSettings()
+    agents: AgentsSettings = AgentsSettings()
     search: SearchSettings = SearchSettings()
     final: FinalSettings = FinalSettings()
     slots: SlotSettings = SlotSettings()
@@ -164,7 +173,7 @@ class Settings(Section):
     @property
     def final_epochs(self) -> int:
         """Length of a final training."""
-        return self.final.epochs or self.search.epochs
+        return max(1, round((self.final.epochs or self.search.epochs) * self.final.epochs_factor))
 
     def search_space(self, where: str = "settings") -> SearchSpace:
         """Return the search space, found by name or parsed.

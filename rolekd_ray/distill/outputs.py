@@ -52,7 +52,8 @@ class Outputs:
     """One batch as methods see it: whole, on every worker. `registry.GIVEN` says what each name means.
 
     Features are by layer name here; a method is given those of its own layers. What is None cannot be had; a method
-    that takes it ends in an error.
+    that takes it ends in an error. `labels` are class probabilities (N, K) where images are mixed. `picked_ratio` is no
+    method's: where images were picked, the mean score of the picked over all candidates'.
     """
 
     logits_student: Tensor
@@ -69,3 +70,4 @@ class Outputs:
     one_view: bool = True
     view: Tensor | None = None
     networks: Networks | None = None
+    picked_ratio: Tensor | None = None

@@ -19,7 +19,7 @@ T = TypeVar("T", bound=Callable)
 GIVEN = {
     "logits_student": "(N, K) of the student network; carries the gradient",
     "logits_teacher": "(N, K) of the teacher network, without gradient",
-    "labels": "(N,) int64",
+    "labels": "(N,) int64; with soft_labels also class probabilities (N, K)",
     "features_student": "list of tensors (N, …), one per layer of the method; carries the gradient",
     "features_teacher": "list of tensors (N, …), without gradient; as long as features_student",
     "logits_self": "(N, K) of the student network on the teacher role's view, without gradient",
@@ -64,6 +64,7 @@ class Method:
         same_view: whether it compares places in the image, so both networks must see the same view.
         online: None with a frozen (or co-trained) teacher; `peer`: the teacher network learns from the student, too;
             `self`: there is no teacher network, the student's own branches teach.
+        soft_labels: whether its `labels` may be class probabilities (N, K), as those of mixed images are.
         rk2020: options under `distill.compat: rk2020`.
     """
 
@@ -74,6 +75,7 @@ class Method:
     match: bool = False
     same_view: bool = False
     online: Literal["peer", "self"] | None = None
+    soft_labels: bool = False
     rk2020: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property

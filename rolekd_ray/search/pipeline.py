@@ -33,7 +33,7 @@ from rolekd_ray.storage import Place, check_storage, place, places, relative
 from rolekd_ray.training.checkpoint import has_checkpoint
 from rolekd_ray.training.conditions import condition_lines, describe_run_images
 from rolekd_ray.training.final import FinalTraining, train_final
-from rolekd_ray.training.losses import from_labels, needs_frozen_teacher, teacher_role_counts
+from rolekd_ray.training.losses import from_labels, needs_frozen_teacher, teacher_role_counts, without_agents
 
 
 @dataclass
@@ -240,7 +240,7 @@ class Pipeline:
         arms = {
             "student alone": FinalTraining(from_labels(settings), student, best / "student_alone"),
             "student distilled, no augmentation": FinalTraining(
-                settings, student, best / "student_plain", teacher=teacher
+                without_agents(settings), student, best / "student_plain", teacher=teacher
             ),
             "student distilled, found schedule": FinalTraining(settings, student, best / "student", schedule, teacher),
         }

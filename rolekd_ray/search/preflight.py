@@ -10,6 +10,7 @@ from rolekd_ray.data.sources import SOURCES
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError
 from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
+from rolekd_ray.search.agents_check import agent_problems
 from rolekd_ray.search.distillation_check import check_layers, distillation_problems, layer_problems
 from rolekd_ray.search.initial import first_policies
 from rolekd_ray.storage import Place
@@ -26,7 +27,7 @@ def check_names(settings: Settings, *, layers: bool = True) -> None:
     Raises:
         ConfigError: with every unknown name and the nearest known one.
     """
-    problems = distillation_problems(settings) + (layer_problems(settings) if layers else [])
+    problems = distillation_problems(settings) + agent_problems(settings) + (layer_problems(settings) if layers else [])
     problems += _network_problems(settings, lambda name: build_network(name, num_classes=10, channels=3, seed=0))
     if problems:
         raise ConfigError(*problems)

@@ -1,7 +1,7 @@
 """The worker of a slot: trains one interval of one member at a time, from state file to state file."""
 
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -60,13 +60,14 @@ class TrainingWorker:
         loaded = time.perf_counter()
         losses = self.trainer.train(
             learner,
-            lambda role, epoch: self._policies(job, role, epoch),
+            partial(self._policies, job),
             end_epoch=job.end_epoch,
             total_epochs=job.total_epochs,
             stream=job.state,
         )
         trained = time.perf_counter()
         metrics = losses | self._validate(learner)
+        metrics |= self.trainer.view_statistics(learner, partial(self._policies, job), job.end_epoch - 1)
         check_finite(metrics, f"{job.state}: epoch {job.end_epoch - 1}")  # the last step may have broken the weights
         metrics |= {
             "load_seconds": loaded - started,

@@ -11,6 +11,7 @@ from rolekd_ray.distill.capture import Capture
 from rolekd_ray.distill.losses import Losses
 from rolekd_ray.distill.outputs import Networks, Outputs
 from rolekd_ray.training.batch import Batch
+from rolekd_ray.training.branches import Branch, branches_of
 from rolekd_ray.training.precision import autocast
 from rolekd_ray.training.sharding import Sharding
 
@@ -23,6 +24,7 @@ class Distiller:
         student: the network that learns.
         teacher: frozen, or learning along; None: there is none.
         view_mode: which role's view feeds which network.
+        two_branches: whether the student also sees the plain view; without a teacher it never does.
         dtype: in which networks compute.
         sharding: this worker's place.
         normalisation: mean and standard deviation of the channels, (C,) each.
@@ -30,8 +32,9 @@ class Distiller:
 
     def __init__(
         self, losses: Losses, student: nn.Module, teacher: nn.Module | None, *, view_mode: str, dtype: torch.dtype,
-        sharding: Sharding, normalisation: tuple[Tensor, Tensor],
+        sharding: Sharding, normalisation: tuple[Tensor, Tensor], two_branches: bool = False,
     ):  # fmt: skip
+        self.two_branches = two_branches and teacher is not None
         self.losses, self.student, self.teacher = losses, student, teacher
         self.view_mode, self.dtype, self.sharding, self.normalisation = view_mode, dtype, sharding, normalisation
         self.of_student = Capture(student, losses.layers_of("student"))
@@ -39,39 +42,77 @@ class Distiller:
 
     def outputs(
         self, batch: Batch, *, temperature: float, progress: float, generator: torch.Generator | None = None
-    ) -> Outputs:
-        """Run the networks on a batch and return what they put out.
+    ) -> list[Outputs]:
+        """Run the networks on a batch and return what they put out, by branch.
 
-        A teacher is run in evaluation mode and without a gradient, so its buffers stay untouched; one that is a peer
-        as it trains. First the teacher, then the student.
+        One branch, of the agents' view; with `branches` two, the plain view's first. A teacher is run in evaluation
+        mode and without a gradient, so its buffers stay untouched; one that is a peer as it trains. First the teacher,
+        then the student, which sees all branches in one pass.
         """
-        for_student, for_teacher = batch.seen_by(self.view_mode)
-        logits_teacher, of_teacher = self._teach(for_teacher, len(batch))
-        logits_self, of_self = self._teach_self(for_student, for_teacher, len(batch))
-        logits, of_student = self._run(self.student, for_student, self.of_student, len(batch))
+        teach = self._teach_unseen if self.teacher is not None else self._learn_unseen  # who has none picks alone
+        branches = branches_of(
+            batch, self.view_mode, plain=self.two_branches, teach=teach, learn=self._learn_unseen,
+            sharding=self.sharding, temperature=temperature, keep_answers=not self.losses.layers_of("teacher"),
+        )  # fmt: skip
+        taught = [self._teach(branch) for branch in branches]
+        first = branches[0]
+        logits_self, of_self = self._teach_self(first.for_student, first.for_teacher, first.count)
+        learned = self._learn(branches)
         if logits_self is None and self.losses.takes("logits_self"):  # one view, so one pass serves both
+            logits, of_student = learned[0]
             logits_self, of_self = logits.detach(), {name: value.detach() for name, value in of_student.items()}
         needs_networks = self.losses.takes("networks") and self.teacher is not None
-        return Outputs(
-            logits_student=logits,
-            logits_teacher=logits_teacher,
-            labels=batch.labels,
-            temperature=temperature,
-            progress=progress,
-            indices=batch.indices,
-            generator=generator,
-            features_student=of_student,
-            features_teacher=of_teacher,
-            logits_self=logits_self,
-            features_self=of_self,
-            one_view=for_student is for_teacher,
-            view=self.sharding.gather(for_student, len(batch)) if self.losses.takes("view") else None,
-            networks=self._networks() if needs_networks else None,
-        )
+        return [
+            Outputs(
+                logits_student=logits,
+                logits_teacher=logits_teacher,
+                labels=branch.labels,
+                temperature=temperature,
+                progress=progress,
+                indices=branch.indices,
+                generator=generator,
+                features_student=of_student,
+                features_teacher=of_teacher,
+                logits_self=logits_self,
+                features_self=of_self,
+                one_view=branch.for_student is branch.for_teacher,
+                view=self.sharding.gather(branch.for_student, branch.count) if self.losses.takes("view") else None,
+                networks=self._networks() if needs_networks else None,
+                picked_ratio=branch.picked_ratio,
+            )
+            for branch, (logits, of_student), (logits_teacher, of_teacher) in zip(branches, learned, taught)
+        ]
 
-    def _teach(self, view: Tensor, count: int) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+    @property
+    def taught_by(self) -> nn.Module:
+        """The teacher."""
+        assert self.teacher is not None
+        return self.teacher
+
+    def teacher_rows(self, view: Tensor) -> Tensor:
+        """Return the teacher's logits on some rows, in its present mode."""
+        with autocast(self.dtype, view.device):
+            return self.taught_by(view.to(_dtype_of(self.taught_by)))
+
+    def student_rows(self, view: Tensor) -> Tensor:
+        """Return the student's logits on some rows, in its present mode."""
+        with autocast(self.dtype, view.device):
+            return self.student(view)
+
+    def _teach_unseen(self, view: Tensor) -> Tensor:
+        with evaluating(self.taught_by), torch.no_grad():
+            return self.teacher_rows(view)
+
+    def _learn_unseen(self, view: Tensor) -> Tensor:
+        with evaluating(self.student), torch.no_grad():  # its buffers must not learn from what is not picked
+            return self.student_rows(view)
+
+    def _teach(self, branch: Branch) -> tuple[Tensor | None, Mapping[str, Tensor]]:
         if self.teacher is None or self.of_teacher is None or not self.losses.needs_teacher:
             return None, {}
+        if branch.logits_teacher is not None:  # of its scoring: the pass is not repeated
+            return branch.logits_teacher, {}
+        view, count = branch.for_teacher, branch.count
         if self.losses.online == "peer":
             return self._run(self.teacher, view, self.of_teacher, count)
         with evaluating(self.teacher), torch.no_grad():
@@ -84,6 +125,26 @@ class Distiller:
             return None, {}
         with evaluating(self.student), torch.no_grad():
             return self._run(self.student, for_teacher, self.of_student, count)
+
+    def _learn(self, branches: list[Branch]) -> list[tuple[Tensor, Mapping[str, Tensor]]]:
+        if len(branches) == 1:
+            return [self._run(self.student, branches[0].for_student, self.of_student, branches[0].count)]
+        views = [branch.for_student for branch in branches]
+        together = torch.cat(views).contiguous(memory_format=torch.channels_last)
+        logits = self.forward(self.student, together, self.of_student)
+        features = dict(self.of_student.features)
+        self.of_student.clear()
+        rows = [len(view) for view in views]
+        return [
+            (
+                self.sharding.gather(part, branch.count),
+                {
+                    name: self.sharding.gather(value.split(rows)[place], branch.count)
+                    for name, value in features.items()
+                },
+            )
+            for place, (part, branch) in enumerate(zip(logits.split(rows), branches))
+        ]
 
     def _run(
         self, network: nn.Module, view: Tensor, capture: Capture, count: int

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rolekd_ray.augment.learned.agent import LearnedAgent
 from rolekd_ray.config import Settings
 from rolekd_ray.errors import CheckpointError
 from rolekd_ray.files import delete_tree
@@ -129,7 +130,7 @@ def train_final(training: FinalTraining, sharding: Sharding = ALONE) -> dict[str
     check_finite(found.to_dict(), f"final {training.role}: epoch {training.epochs - 1}")
     metrics = {f"validation_{name}": value for name, value in found.to_dict().items()} | {"seconds": seconds}
     if sharding.rank == 0:
-        _save(training, state, data, {"plan": plan, "metrics": metrics})
+        _save(training, state, data, {"plan": plan, "metrics": metrics}, learner.learned)
     return metrics
 
 
@@ -153,8 +154,11 @@ def _best(
     return max(found, key=lambda one: one[1].accuracy)
 
 
-def _save(training: FinalTraining, state: Mapping[str, Tensor], data: TrainingData, about: dict[str, Any]) -> None:
-    """Save the finished network; then what was needed to go on is not needed any more."""
+def _save(
+    training: FinalTraining, state: Mapping[str, Tensor], data: TrainingData, about: dict[str, Any],
+    learned: LearnedAgent | None,
+) -> None:  # fmt: skip
+    """Save the finished network and its learned agent; then what was needed to go on is not needed any more."""
     models = {training.role: training.settings.network(training.role).model}
     settings = training.settings.data
     seen = describe_images(data, settings)
@@ -163,7 +167,9 @@ def _save(training: FinalTraining, state: Mapping[str, Tensor], data: TrainingDa
     teacher: dict[str, Any] = {"teacher": teachers[0] if len(teachers) == 1 else teachers or None}
     if len(teachers) > 1:
         teacher["combine"] = training.settings.teacher.combine
-    tree = {"networks": {str(training.role): dict(state)}}
+    tree: dict[str, Any] = {"networks": {str(training.role): dict(state)}}
+    if learned is not None:
+        tree["learned"] = learned.tree()
     save_checkpoint(training.folder, tree, description | about | teacher)
     delete_tree(_partial(training))
 

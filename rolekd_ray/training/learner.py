@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rolekd_ray.augment.learned.agent import LearnedAgent
 from rolekd_ray.augment.randomness import stream_key
 from rolekd_ray.config import Settings, TrainingSettings
 from rolekd_ray.distill.losses import Losses
@@ -29,6 +30,8 @@ class Learner:
     epoch: int = 0
     losses: Losses | None = None
     """The student's, with the state that some of them keep; None where only a teacher is trained."""
+    learned: LearnedAgent | None = None
+    """The learned agent that some chain of the run may hold; None where none does, or no student is trained."""
 
     def add_losses(self, losses: Losses) -> None:
         """Take over a student's losses; what they learn is optimised with the student."""
@@ -46,7 +49,8 @@ class Learner:
             "optimizers": {str(role): optimizer.state_dict() for role, optimizer in self.optimizers.items()},
         }
         state = self.losses.state_dict() if self.losses is not None else {}
-        return tree | {"losses": dict(state)} if state else tree
+        tree |= {"losses": dict(state)} if state else {}
+        return tree | {"learned": self.learned.tree()} if self.learned is not None else tree
 
     def load(self, tree: Mapping[str, Any], *, where: str) -> None:
         """Take over a saved tree; every value this learner held is replaced.
@@ -62,6 +66,10 @@ class Learner:
             raise CheckpointError(f"{where}: holds networks of {held}; expected {wanted}")
         if self.losses is not None:
             load_weights(self.losses, tree.get("losses", {}), where=f"{where}: losses")
+        if self.learned is not None:
+            if "learned" not in tree:
+                raise CheckpointError(f"{where}: holds no learned agent; expected one, as the chains of agents say")
+            self.learned.load_tree(tree["learned"])
         for role, network in self.networks.items():
             load_weights(network, tree["networks"][role], where=f"{where}: {role}")
             self.optimizers[role].load_state_dict(tree["optimizers"][role])
@@ -101,16 +109,18 @@ def new_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim
     )
 
 
-def learning_rate_factor(schedule: str, progress: float) -> float:
+def learning_rate_factor(settings: TrainingSettings, progress: float) -> float:
     """Return what the base learning rate is multiplied with.
 
     Args:
-        schedule: `cosine` (to 0), `step` (times 0.1 at 30, 60 and 80 %) or `constant`.
+        settings: `learning_rate_schedule` is `cosine` (to 0), `step` (times 0.1 at each milestone) or `constant`.
         progress: share of the training that is done, in [0, 1].
     """
+    schedule = settings.learning_rate_schedule
     if schedule == "cosine":
         return (1 + cos(pi * progress)) / 2
-    return 0.1 ** sum(progress >= milestone for milestone in (0.3, 0.6, 0.8)) if schedule == "step" else 1.0
+    milestones = settings.learning_rate_milestones
+    return 0.1 ** sum(progress >= milestone for milestone in milestones) if schedule == "step" else 1.0
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], *, where: str) -> None:

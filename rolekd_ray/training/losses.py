@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rolekd_ray.augment.randomness import stream_key
-from rolekd_ray.config import DistillSettings, LayerSettings, Settings
+from rolekd_ray.config import AgentsSettings, DistillSettings, LayerSettings, RoleAgents, Settings
 from rolekd_ray.distill.capture import layer_problems
 from rolekd_ray.distill.layers import LOGITS, LayerPairs, feature_shapes, pairs_for
 from rolekd_ray.distill.losses import Losses
@@ -50,9 +50,16 @@ def _online(losses: Mapping[str, float]) -> str | None:
 
 
 def from_labels(settings: Settings) -> Settings:
-    """Return the settings of a student that learns from labels alone, as its controls do."""
-    distill = settings.distill.model_copy(update={"losses": FROM_LABELS, "layers": {}, "options": {}})
-    return settings.model_copy(update={"distill": distill})
+    """Return the settings of a student that learns from labels alone, without agents, as its controls do."""
+    alone = {"losses": FROM_LABELS, "layers": {}, "options": {}, "branches": None}
+    distill = settings.distill.model_copy(update=alone)
+    return without_agents(settings).model_copy(update={"distill": distill})
+
+
+def without_agents(settings: Settings) -> Settings:
+    """Return the settings of a training whose views are the base augmentation's alone."""
+    none = RoleAgents(chain=("none",))
+    return settings.model_copy(update={"agents": AgentsSettings(teacher=none, student=none)})
 
 
 def weights_of(settings: DistillSettings, *, has_teacher: bool) -> Mapping[str, float]:

@@ -51,7 +51,9 @@ class Sharding:
             self.sum_together([p.grad for p in network.parameters() if p.grad is not None])
 
     def sum_together(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors of one dtype by their sums over the workers, by one message."""
+        """Replace tensors of one dtype by their sums over the workers, by one message; a worker alone keeps its own."""
+        if self.workers == 1:
+            return
         tensors = list(tensors)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat, group=self.group)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2, kstest
+from scipy.stats import chi2, kstest, norm
 
-from rolekd_ray.augment.randomness import below, stream_key, uniforms
+from rolekd_ray.augment.randomness import below, normals, stream_key, uniforms
 
 MASK = (1 << 64) - 1
 
@@ -113,3 +113,32 @@ def test_below_reaches_all_numbers_and_no_more():
         assert below(top, count).tolist() == [0, count - 1]
     counts = torch.bincount(below(uniforms(1, torch.arange(90_000), 1), 9)[:, 0], minlength=9).double()
     assert ((counts - 10_000) ** 2 / 10_000).sum() < chi2.isf(1e-4, 8)
+
+
+def test_normals_are_normal():
+    for name, values in (
+        ("indices", normals(stream_key("n"), torch.arange(200_000), 1)),
+        ("draws", normals(stream_key("n"), torch.arange(1000), 200)),
+    ):
+        flat = values.double().numpy().ravel()
+        assert kstest(flat, "norm").pvalue > 1e-4, name
+        assert abs(np.corrcoef(flat[:-1], flat[1:])[0, 1]) < 3.9 / math.sqrt(len(flat)), name
+
+
+def test_normals_equal_scipys_quantiles_and_are_finite_at_both_ends(monkeypatch):
+    from rolekd_ray.augment import randomness
+
+    cells = torch.tensor([[0, 1, 1000, 2**23 - 1, 2**23, 2**24 - 2, 2**24 - 1]])
+    monkeypatch.setattr(randomness, "uniforms", lambda *given: (cells.double() / 2**24).float())
+    got = normals(0, torch.tensor([0]), 7)
+    assert got.dtype == torch.float32 and got.isfinite().all() and (got != 0).all()
+    wanted = norm.ppf((cells.double().numpy() + 0.5) / 2**24)
+    np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-6)
+    assert got[0, 0] == -got[0, -1] and 5.4 < got[0, -1] < 5.42
+
+
+def test_normals_do_not_depend_on_the_place_in_the_batch():
+    indices = torch.randperm(1000)
+    whole = normals(9, indices, 5)
+    assert torch.equal(torch.cat([normals(9, part, 5) for part in indices.split(7)]), whole)
+    assert torch.equal(normals(9, indices, torch.tensor([3, 1])), whole[:, [3, 1]])

@@ -1,6 +1,7 @@
 """Choices that evolve: how a space reads them, how they mutate, and how files hold them."""
 
 import copy
+import json
 from collections import Counter
 from dataclasses import replace
 from random import Random
@@ -8,6 +9,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_searches import live_through, made_rule
 from policy_strategies import policies, spaces
 from scipy import stats
 
@@ -15,7 +17,9 @@ from rolekd_ray.errors import ScheduleError, SearchSpaceError
 from rolekd_ray.files import parse_yaml
 from rolekd_ray.policy.explore import explore, explore_choice
 from rolekd_ray.policy.jobs import policies_from_dict, policies_to_dict
+from rolekd_ray.policy.lineage import ancestors, schedule_of
 from rolekd_ray.policy.policy import OpSetting, Policy, random_policy, zero_policy
+from rolekd_ray.policy.population import Population
 from rolekd_ray.policy.schedule import Schedule, Segment, schedule_from_dict, schedule_text, schedule_to_dict
 from rolekd_ray.policy.space import ChoiceSpec, parse_space
 from rolekd_ray.roles import Role
@@ -246,3 +250,38 @@ def test_changes_of_a_schedule_keep_choices():
         assert len({policy.settings for _, policy in drawn}) == 2, "ops do not"
     only_choices = Schedule(SPACE, {Role.STUDENT: (Segment(1, CUTMIX), Segment(1, replace(CUTMIX, choices=first)))})
     assert len(only_choices.firing().roles[Role.STUDENT]) == 2, "another chain is another policy"
+
+
+def test_a_search_over_chains_replays_and_its_lineage_is_a_schedule():
+    life = live_through(made_rule(space=SPACE), 3)
+    again = Population.replay(json.loads(json.dumps(life.records)))
+    assert again.jobs == life.population.jobs
+    member, generation = life.population.best()
+    schedule = schedule_of(life.population, member, generation)
+    assert schedule_from_dict(parse_yaml(schedule_text(schedule), where="f"), where="f") == schedule.firing()
+    carriers = ancestors(life.population, member, generation)
+    for job in (life.population.jobs[carrier, g] for g, carrier in enumerate(carriers)):
+        assert schedule.policy_at(Role.STUDENT, job.start_epoch).choices == job.policies[Role.STUDENT].choices
+    chains = {(p.before[Role.STUDENT].choices["agents"], p.after[Role.STUDENT].choices["agents"]) for p in life.found}
+    assert any(before != after for before, after in chains)
+
+
+def test_one_row_may_evolve_for_both_roles():
+    """Each role has a value of its own, and the space comes back from its YAML form."""
+    rows = {
+        "scalars": {"cutmix.alpha": {"role": ["teacher", "student"], "initial": 1.0, "range": [0.1, 2]}},
+        "choices": {"agents": {"role": ["teacher", "student"], "initial": "policy", "values": ["policy", "cutmix"]}},
+    }
+    space = parse_space({"ops": {"invert": {}}, **rows}, where="space")
+    assert [spec.role for spec in (*space.scalars, *space.choices)] == [Role.TEACHER, Role.STUDENT] * 2
+    assert parse_space(space.to_dict(), where="again") == replace(space, name="inline")
+    for role in Role:
+        assert zero_policy(space, role).choices == {"agents": "policy"}
+        assert zero_policy(space, role).scalars == {"cutmix.alpha": 1.0}
+
+
+@pytest.mark.parametrize("role", [[], ["student", "student"], ["student", "pupil"], 3])
+def test_roles_that_are_none_are_refused(role):
+    with pytest.raises(SearchSpaceError, match=r"choices\.agents\.role: got "):
+        row = {"role": role, "initial": "policy", "values": ["policy", "cutmix"]}
+        parse_space({"ops": {"invert": {}}, "choices": {"agents": row}}, where="space")

@@ -97,10 +97,11 @@ def test_a_policy_as_numbers():
 
 
 def test_a_choice_is_the_place_of_its_value_in_the_list():
-    choices = (ChoiceSpec("agents", Role.STUDENT, "policy", ("policy", "policy+cutmix")),)
-    space = replace(SPACE, choices=choices)
-    found = policy_scalars("student", Policy((), {}, {"agents": "policy+cutmix"}), space)
-    assert found["student/agents"] == 1
+    values = ("policy", "policy+cutmix", "none")
+    of = lambda role, values: ChoiceSpec("agents", role, "policy", values)  # noqa: E731
+    space = replace(SPACE, choices=(of(Role.STUDENT, values), of(Role.TEACHER, values[:2])))
+    assert policy_scalars("student", Policy((), {}, {"agents": "none"}), space)["student/agents"] == 2
+    assert policy_scalars("teacher", Policy((), {}, {"agents": "policy+cutmix"}), space)["teacher/agents"] == 1
     assert "teacher/agents" not in policy_scalars("teacher", Policy(), space)
 
 

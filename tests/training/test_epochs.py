@@ -207,9 +207,9 @@ def trainer_of(settings: Settings, data: TrainingData, teacher: nn.Module | None
 class Recorder(Views):
     """Makes views, and writes down for which role, epoch and images."""
 
-    def view(self, agent, images, indices, *, role, epoch):
+    def view(self, agents, images, indices, *, role, epoch, candidate=0):
         self.__dict__.setdefault("seen", []).append((role, epoch, indices.tolist()))
-        return super().view(agent, images, indices, role=role, epoch=epoch)
+        return super().view(agents, images, indices, role=role, epoch=epoch, candidate=candidate)
 
 
 def recorded(

@@ -24,12 +24,23 @@ def learner(*overrides: str, roles: tuple[Role, ...] = tuple(Role), key: object 
 )
 def test_learning_rate_by_hand(schedule, factors):
     for progress, factor in factors.items():
-        assert learning_rate_factor(schedule, progress) == pytest.approx(factor, abs=1e-12)
+        settings = TrainingSettings(learning_rate_schedule=schedule)
+        assert learning_rate_factor(settings, progress) == pytest.approx(factor, abs=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [240, 480, 960])
+def test_milestones_scale_with_prolonged_training(epochs):
+    """CRD's schedule: 150, 180 and 210 of 240 epochs; 300, 360 and 420 of 480 (arXiv 2012.02909)."""
+    settings = TrainingSettings(learning_rate_schedule="step", learning_rate_milestones=(0.625, 0.75, 0.875))
+    factors = [learning_rate_factor(settings, epoch / epochs) for epoch in range(epochs)]
+    drops = [epoch for epoch in range(1, epochs) if factors[epoch] < factors[epoch - 1]]
+    assert drops == [150 * epochs // 240, 180 * epochs // 240, 210 * epochs // 240]
 
 
 def test_learning_rates_never_rise():
     for schedule in ("cosine", "step", "constant"):
-        factors = [learning_rate_factor(schedule, i / 200) for i in range(201)]
+        settings = TrainingSettings(learning_rate_schedule=schedule)
+        factors = [learning_rate_factor(settings, i / 200) for i in range(201)]
         assert factors == sorted(factors, reverse=True) and factors[0] == 1 and factors[-1] >= 0
 
 
@@ -156,5 +167,5 @@ def test_weights_of_another_architecture_change_nothing():
 
 def test_cosine_integrates_to_a_half():
     """The mean learning rate of a whole training is half the base rate, whatever its length."""
-    mean = sum(learning_rate_factor("cosine", (i + 0.5) / 1000) for i in range(1000)) / 1000
+    mean = sum(learning_rate_factor(TrainingSettings(), (i + 0.5) / 1000) for i in range(1000)) / 1000
     assert mean == pytest.approx(0.5, abs=1e-6)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from training_helpers import die_at, in_a_fork, same_tree, some_policy, tiny_settings
 
-from rolekd_ray.config import Settings
+from rolekd_ray.config import RoleAgents, Settings
 from rolekd_ray.distill.losses import Losses
 from rolekd_ray.distill.outputs import Outputs
 from rolekd_ray.models.zoo import build_network
@@ -213,8 +213,7 @@ def test_peers_take_one_synchronous_step(digits, mode):
     trainer.train(learner, views, end_epoch=1, total_epochs=1, stream="a")
 
     rows = digits.train
-    agents = {role: trainer.views.agent(views(role, 0)) for role in Role}
-    batch = Batch(trainer.images, trainer.labels, rows, rows, 0, agents, trainer.views)
+    batch = whole_batch(trainer, rows)
     seen = {Role.STUDENT: batch.student_view}
     seen[Role.TEACHER] = batch.student_view if mode == "shared_student" else batch.teacher_view
     logits = {role: copies[role].train()(seen[role]) for role in Role}
@@ -229,14 +228,18 @@ def test_peers_take_one_synchronous_step(digits, mode):
             torch.testing.assert_close(found, value - 0.05 * slope, rtol=1e-3, atol=2e-5, msg=f"{role} {name}")
 
 
+def whole_batch(trainer: Trainer, rows: torch.Tensor) -> Batch:
+    chains = {role: trainer.views.chain(RoleAgents(), views(role, 0)) for role in Role}
+    return Batch(trainer.source, rows, torch.arange(len(rows)), 0, chains)
+
+
 def test_ones_views(digits):
     """Who is run on which view: apart, the trunk is run once more, evaluated and without gradient."""
     settings = tiny_settings(ONE, FLOAT, "distill.view_mode=independent")
     learner = learner_of(settings, (Role.STUDENT,))
     trainer = new_trainer(settings, digits, settings.search_space(), CPU, None)
     trainer.equip(learner, 0)
-    student, agents = learner.networks[Role.STUDENT], {role: trainer.views.agent(views(role, 0)) for role in Role}
-    batch = Batch(trainer.images, trainer.labels, digits.train, digits.train, 0, agents, trainer.views)
+    student, batch = learner.networks[Role.STUDENT], whole_batch(trainer, digits.train)
     found = {}
     for mode in ("independent", "shared_student", "teacher_clean"):
         distiller = replace_view_mode(trainer, learner, mode)
@@ -248,7 +251,9 @@ def test_ones_views(digits):
         found[mode] = logits_self
     student.eval()
     assert torch.equal(found["independent"], student(batch.teacher_view))
-    assert torch.equal(found["teacher_clean"], student(batch.clean_view)) and found["shared_student"] is None
+    assert (
+        torch.equal(found["teacher_clean"], student(batch.view(None, Role.STUDENT))) and found["shared_student"] is None
+    )
 
 
 def replace_view_mode(trainer: Trainer, learner: Learner, mode: str) -> Distiller:

@@ -13,7 +13,7 @@ from rolekd_ray.models.initial import he_initialise
 from rolekd_ray.models.tail import tail_of
 
 
-@method("one", layers="split", online="self")
+@method("one", layers="split", online="self", soft_labels=True)
 class One(nn.Module):
     """Σ CE(other branches) + CE(ensemble) + ramp · Σ T² KL(ensemble ‖ branch), beside the student's own cross-entropy.
 
