@@ -66,12 +66,15 @@ def parse_settings(data: Mapping[str, Any], *, where: str, name: str = "inline")
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
-    data, teacher = settings.data, settings.teacher
+    data, teacher, search = settings.data, settings.teacher, settings.search
     checkpoint = _absolute(teacher.checkpoint) if teacher.checkpoint is not None else None
     return settings.model_copy(
         update={
             "data": data.model_copy(update={"path": data.path and data.path.expanduser().absolute()}),
             "teacher": teacher.model_copy(update={"checkpoint": checkpoint}),
+            "search": search.model_copy(
+                update={"initial_from": search.initial_from and search.initial_from.expanduser().absolute()}
+            ),
         }
     )
 
