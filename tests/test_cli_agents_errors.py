@@ -67,12 +67,12 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "a range beyond the pool": (
         ("agents.student.chain=pick",
-         f"space={{{OPS}, scalars: {{pick.keep: {{initial: 9, range: [1, 101]}}}}}}"),
+         f"space={{{OPS}, scalars: {{pick.keep: {{initial: 9, range: [2, 101]}}}}}}"),
         ("space.scalars.pick.keep.range: got 101; expected at most 100*",),
     ),
     "a count that meets the scope anchor when both evolve": (
         ("agents.student.chain=pick",
-         f"space={{{OPS}, scalars: {{pick.keep: {{initial: 9, range: [1, 50]}}}}, "
+         f"space={{{OPS}, scalars: {{pick.keep: {{initial: 9, range: [2, 50]}}}}, "
          "choices: {pick.scope: {initial: pool, values: [pool, anchor]}}}"),
         ("space.scalars.pick.keep.range: got 50; expected none with scope anchor*",),
     ),
