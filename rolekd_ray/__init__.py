@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rolekd_ray.policy.space import SearchSpace, load_space
     from rolekd_ray.roles import Role
     from rolekd_ray.search.evaluation import evaluate_checkpoint
+    from rolekd_ray.search.pictures import draw_views
     from rolekd_ray.search.pipeline import Outcome, resume_run, start_run
     from rolekd_ray.training.chain import chain_of, train_chain
     from rolekd_ray.training.final import FinalTraining, train_final
@@ -31,6 +32,7 @@ __all__ = [
     "Segment",
     "Settings",
     "chain_of",
+    "draw_views",
     "evaluate_checkpoint",
     "import_schedule",
     "load_schedule",
@@ -50,6 +52,7 @@ _HOMES = {
     "policy.space": ("SearchSpace", "load_space"),
     "roles": ("Role",),
     "search.evaluation": ("evaluate_checkpoint",),
+    "search.pictures": ("draw_views",),
     "search.pipeline": ("Outcome", "resume_run", "start_run"),
     "training.chain": ("chain_of", "train_chain"),
     "training.final": ("FinalTraining", "train_final"),

@@ -19,7 +19,7 @@ from rolekd_ray.reporting.pictures import Block, Grid, png
 from rolekd_ray.reporting.tensorboard import FOLDER, PICTURES, add_pictures
 from rolekd_ray.roles import Role
 from rolekd_ray.search.viewed import Viewed, find_viewed
-from rolekd_ray.storage import Place
+from rolekd_ray.storage import Place, place
 from rolekd_ray.training.batch import Batch, Source, decides
 from rolekd_ray.training.chains import Chain
 from rolekd_ray.training.checkpoint import has_checkpoint, load_checkpoint
@@ -30,7 +30,7 @@ from rolekd_ray.training.views import Views
 
 def draw_views(
     what: str,
-    output: Place,
+    output: Place | str,
     *,
     agents: str | None = None,
     role: Role | None = None,
@@ -63,7 +63,7 @@ def draw_views(
     Raises:
         InputError: what is wrong; nothing was written.
     """
-    forced = _forced(agents, role)
+    output, forced = place(output), _forced(agents, role)
     viewed = find_viewed(what, overrides, schedule)
     viewed = replace(viewed, settings=_with_chains(viewed.settings, forced))
     epochs = _epochs(viewed.epochs, epoch, draws)

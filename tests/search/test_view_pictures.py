@@ -18,7 +18,7 @@ from rolekd_ray.data.images import ImageSet
 from rolekd_ray.errors import CheckpointError, ConfigError
 from rolekd_ray.policy.jobs import Job
 from rolekd_ray.policy.policy import OpSetting, Policy
-from rolekd_ray.policy.schedule import Schedule, Segment
+from rolekd_ray.policy.schedule import Schedule, Segment, schedule_text
 from rolekd_ray.reporting.pictures import Block
 from rolekd_ray.roles import Role
 from rolekd_ray.search import pictures
@@ -280,6 +280,21 @@ def test_a_members_state(draw, run):
     assert not np.array_equal(before.images, after.images)
     with pytest.raises(ConfigError, match="--epoch: got 3; expected 0 to 2"):
         draw(run / "states" / "000-0000", epoch=3)
+
+
+def test_a_students_state_goes_by_the_finished_schedule_of_the_teacher(draw, tmp_path):
+    settings = load_settings("quickstart", [*TINY, *PLAIN])
+    folder, space = create_run(tmp_path, "a", settings, verb="search").path, settings.search_space()
+    bright = Policy((OpSetting("brightness", 10, 9),))
+    for states, role in ((folder / "states", Role.STUDENT), (folder / "teacher" / "states", Role.TEACHER)):
+        job = Job(1, 1, 0, 2, 4, 4, {role: Policy()})
+        save_checkpoint(states / "001-0001", {}, {"job": job.to_dict(space)})
+    (folder / "teacher" / "schedule.yaml").write_text(schedule_text(always(space, bright, epochs=2)))
+    image, teacher, student = draw(folder / "states" / "001-0001")
+    assert teacher.images.mean() > 1.05 * image.images.mean() and np.array_equal(student.images[0], image.images[0])
+    _, *of_teacher = draw(folder / "teacher" / "states" / "001-0001")
+    assert all(np.array_equal(block.images[0], image.images[0]) for block in of_teacher)
+    assert of_teacher[0].columns == ["epoch 2", "epoch 3", "epoch 4"], "its interval, and on under its policy"
 
 
 def test_the_learned_view_is_what_its_saved_state_makes(draw, run):
