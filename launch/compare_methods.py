@@ -13,14 +13,13 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
+from comparing import Job, difference, evaluated, put, side_by_side, spread, train
+
 import rolekd_ray
-from rolekd_ray import FinalTraining, Role, Settings, evaluate_checkpoint, load_settings, train_final
+from rolekd_ray import FinalTraining, Role, Settings, load_settings
 from rolekd_ray.distill import known_methods
-from rolekd_ray.errors import RolekdError
 
 PAGE = Path(__file__).parents[1] / "docs" / "comparison.md"
 SEEDS = (0, 1, 2)
@@ -74,7 +73,7 @@ def losses(**weights: float) -> list[str]:
     return [f"distill.losses={json.dumps(weights)}"]
 
 
-def trainings(options: argparse.Namespace) -> Iterator[tuple[str, int, FinalTraining]]:
+def trainings(options: argparse.Namespace) -> Iterator[Job]:
     """Yield (arm, seed, training): the teachers, then arm by arm; who needs no teacher has none."""
     for arm, overrides in {"teacher": losses(cross_entropy=1.0), **arms()}.items():
         if arm not in ("teacher", ALONE, FEW_BITS + ALONE) and not re.search(options.arms, arm):
@@ -95,27 +94,6 @@ def taught(settings: Settings, role: Role) -> bool:
     return role == Role.STUDENT and any(m.needs_teacher for m in methods) and all(m.online != "peer" for m in methods)
 
 
-def train(job: tuple[str, int, FinalTraining]) -> None:
-    """Train one network, unless it is there; say so when a loss is not finite, and go on."""
-    arm, seed, training = job
-    try:
-        metrics = train_final(training)
-        print(f"{arm}, seed {seed}: validation {metrics['validation_accuracy']:.4f}, {metrics['seconds']:.0f} s",
-              file=sys.stderr, flush=True)  # fmt: skip
-    except RolekdError as error:
-        print(f"{arm}, seed {seed}: {error}", file=sys.stderr, flush=True)
-
-
-def evaluated(training: FinalTraining) -> dict[str, float] | None:
-    """Return a finished training's metrics; the test images are read once per network, and the answer is kept."""
-    if training.finished(training.plan()) is None:
-        return None
-    file = training.folder / "evaluation.json"
-    if not file.is_file():
-        file.write_text(json.dumps(evaluate_checkpoint(training.folder)))
-    return json.loads(file.read_text())
-
-
 def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
     """Return the lines of the table, the best on test images first, and which arms are below the student alone."""
     lines = [
@@ -126,9 +104,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
     for arm, metrics in sorted(found.items(), key=lambda item: -statistics.mean(m["test_accuracy"] for m in item[1])):
         # Pairs of one seed: they share the order of images and, of one architecture, the first weights
         alone = found[f"{FEW_BITS}{ALONE}" if arm.startswith(FEW_BITS) else ALONE]
-        pairs = zip(metrics, alone, strict=True)
-        differences = [100 * (own["test_accuracy"] - other["test_accuracy"]) for own, other in pairs]
-        higher, error = statistics.mean(differences), deviation(differences) / len(differences) ** 0.5
+        higher, error = difference(*([100 * m["test_accuracy"] for m in ms] for ms in (metrics, alone)))
         agreement = [100 * m["test_teacher_agreement"] for m in metrics if "test_teacher_agreement" in m]
         cells = [spread([100 * m[f"{split}_accuracy"] for m in metrics]) for split in ("test", "validation")]
         cells += [f"{higher:+.2f} ({error:.2f})", spread(agreement) if agreement else "–"]
@@ -136,16 +112,6 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
         if higher < 0:
             below.append(f"{arm} by {-higher:.2f} points (standard error {error:.2f})")
     return [*lines, "", f"Below the student from labels alone: {'; '.join(below) or 'none'}."]
-
-
-def spread(values: list[float]) -> str:
-    """Return mean ± standard deviation."""
-    return f"{statistics.mean(values):.2f} ± {deviation(values):.2f}"
-
-
-def deviation(values: list[float]) -> float:
-    """Return the standard deviation (n - 1); NaN of one value."""
-    return statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
 def main() -> None:
@@ -162,11 +128,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     options = parser.parse_args()
     jobs = list(trainings(options))
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        # Those who need no teacher do not wait for the last one's end
-        for waiting in (False, True) if not options.report else ():
-            list(pool.map(train, [job for job in jobs if (job[2].teacher is not None) == waiting]))
-        results = list(pool.map(evaluated, [training for _, _, training in jobs]))
+    # Those who need no teacher do not wait for the last one's end
+    for waiting in (False, True) if not options.report else ():
+        side_by_side(train, [job for job in jobs if (job[2].teacher is not None) == waiting], options.processes)
+    results = side_by_side(evaluated, [training for _, _, training in jobs], options.processes)
     found: dict[str, list[dict[str, float]]] = {}
     for (arm, _, _), metrics in zip(jobs, results, strict=True):
         if metrics is not None:
@@ -177,9 +142,7 @@ def main() -> None:
     lines = table({arm: metrics for arm, metrics in found.items() if arm not in dropped})
     print("\n".join(lines), f"\nnot finished with all seeds: {', '.join(dropped) or 'none'}")
     if options.write:
-        text = PAGE.read_text()
-        start, end = (text.index(f"<!-- table: {mark} -->") for mark in ("begin", "end"))
-        PAGE.write_text(f"{text[:start]}<!-- table: begin -->\n" + "\n".join(lines) + f"\n{text[end:]}")
+        put(PAGE, lines)
 
 
 if __name__ == "__main__":

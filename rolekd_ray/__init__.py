@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rolekd_ray.policy.schedule import Schedule, Segment, load_schedule
     from rolekd_ray.policy.space import SearchSpace, load_space
     from rolekd_ray.roles import Role
+    from rolekd_ray.search.diagnosis import diagnose
     from rolekd_ray.search.evaluation import evaluate_checkpoint
     from rolekd_ray.search.pictures import draw_views
     from rolekd_ray.search.pipeline import Outcome, resume_run, start_run
@@ -32,6 +33,7 @@ __all__ = [
     "Segment",
     "Settings",
     "chain_of",
+    "diagnose",
     "draw_views",
     "evaluate_checkpoint",
     "import_schedule",
@@ -51,6 +53,7 @@ _HOMES = {
     "policy.schedule": ("Schedule", "Segment", "load_schedule"),
     "policy.space": ("SearchSpace", "load_space"),
     "roles": ("Role",),
+    "search.diagnosis": ("diagnose",),
     "search.evaluation": ("evaluate_checkpoint",),
     "search.pictures": ("draw_views",),
     "search.pipeline": ("Outcome", "resume_run", "start_run"),

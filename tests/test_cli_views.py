@@ -53,7 +53,7 @@ def test_a_run_goes_to_its_own_tensorboard_too():
     assert event.step == 0  # two epochs, both drawn
     assert event.height == picture.shape[0] and event.width < picture.shape[1]
     members = {path.name for path in Path("runs/a/tensorboard").iterdir()}
-    assert members == {"views", "member-000", "member-001"}
+    assert members >= {"views", "member-000", "member-001"}
     again = rolekd("resume", "runs/a", "--local")
     assert again.code == 0 and not Path("runs/a/tensorboard/views").exists(), "documented: made anew with the curves"
 

@@ -21,6 +21,8 @@ def beta_quantiles(uniform: Tensor, alpha: float) -> Tensor:
         multiples of 2^-14 and linear between, so the distribution function is off by less than 2^-14 (alpha below
         0.02: more, doubles end at 1e-308); exactly `uniform` for alpha = 1.
     """
+    if alpha == 1:
+        return uniform.double()
     table = _table(float(alpha), uniform.device)
     places = uniform.double() * _INTERVALS
     low = places.long()
@@ -34,6 +36,6 @@ def _table(alpha: float, device: torch.device) -> Tensor:
     from scipy.special import betaincinv  # a slow import, for runs that mix only
 
     grid = torch.arange(_INTERVALS // 2 + 1, dtype=torch.float64) / _INTERVALS
-    lower = grid if alpha == 1 else torch.from_numpy(betaincinv(alpha, alpha, grid.numpy())).clamp_(0, 0.5)
+    lower = torch.from_numpy(betaincinv(alpha, alpha, grid.numpy())).clamp_(0, 0.5)
     lower = lower.cummax(0).values  # at extreme alphas scipy's last bits are not in order
     return torch.cat([lower, 1 - lower[:-1].flip(0)]).to(device)

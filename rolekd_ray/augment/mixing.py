@@ -77,6 +77,6 @@ def mixed_targets(labels: Tensor, anchors: Tensor, mix: Mix, num_classes: int) -
 
     Source: mixup (Zhang et al., 1710.09412), eq. 1; CutMix (Yun et al., 1905.04899), eq. 1.
     """
-    classes, share = torch.arange(num_classes, device=labels.device), mix.share[:, None]
-    own, other = (labels[samples][:, None] == classes for samples in (anchors, mix.partners))
-    return own * share + other * (1 - share)
+    classes = torch.arange(num_classes, device=labels.device)
+    own, other = ((labels[samples][:, None] == classes).float() for samples in (anchors, mix.partners))
+    return torch.lerp(other, own, mix.share[:, None])

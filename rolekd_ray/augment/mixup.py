@@ -27,11 +27,13 @@ class Mixup:
         self, batch: Tensor, at: Tensor, *, pool: Tensor, size: tuple[int, int], seed: int, role: Role, epoch: int
     ) -> Mix:
         """Return how samples are mixed; see `Mixing`."""
-        partners, numbers = draw_partners(
-            "mixup", batch, at, pool=pool, seed=seed, role=role, epoch=epoch, legacy=self.legacy, draws=2
-        )
-        share = beta_quantiles(numbers[:, 0], self.alpha)
-        return Mix(partners, torch.where(numbers[:, 1] < self.probability, share, 1.0).float(), None)
+        with torch.inference_mode():
+            partners, numbers = draw_partners(
+                "mixup", batch, at, pool=pool, seed=seed, role=role, epoch=epoch, legacy=self.legacy, draws=2
+            )
+            share = beta_quantiles(numbers[:, 0], self.alpha)
+            share = torch.where(numbers[:, 1] < self.probability, share, 1.0)
+        return Mix(partners.clone(), share.float(), None)  # made out here: autograd may save them
 
     def apply(self, views: Tensor, partners: Tensor, mix: Mix) -> Tensor:
         """Return the blended views; see `Mixing`."""

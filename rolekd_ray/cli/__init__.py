@@ -12,6 +12,7 @@ import typer
 from rolekd_ray import __version__
 from rolekd_ray.cli.checks import check, doctor
 from rolekd_ray.cli.console import out, progress, say
+from rolekd_ray.cli.diagnosis import diagnose
 from rolekd_ray.cli.networks import evaluate, train
 from rolekd_ray.cli.runs import resume, run, search, status
 from rolekd_ray.cli.schedules import export_, import_
@@ -31,11 +32,11 @@ EXAMPLE = """Search the augmentation with which a teacher network teaches a stud
   rolekd evaluate net
 
 CONFIG is a YAML file, or the name of one that comes along: quickstart, cifar10_reduced, cifar10_pba, cifar100_rolekd,
-cifar100_rk2020.
+cifar100_rk2020, cifar10_agents, cifar100_cutmixpick.
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=EXAMPLE, rich_markup_mode=None)
-for verb in (run, search, resume, status, export_, import_, train, evaluate, views, check, doctor):
+for verb in (run, search, resume, status, export_, import_, train, evaluate, diagnose, views, check, doctor):
     app.command(verb.__name__.rstrip("_"))(verb)
 
 

@@ -51,6 +51,10 @@ Storage = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the run; default: the time of the start.")]
 Seed = Annotated[int | None, typer.Option(help="Run seed; the same as --set seed=N.")]
+From = Annotated[
+    str | None,
+    typer.Option("--from", metavar="PATH", help="Begin with the policies of a schedule file, or of a run's best."),
+]
 Local = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: stdout.")]
 Combined = Annotated[Combine | None, typer.Option(help="Of several checkpoints: which mean; default: probabilities.")]

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rolekd_ray.cli.console import out, progress, say, stopped
-from rolekd_ray.cli.inputs import read_settings
+from rolekd_ray.cli.inputs import beginning_with, read_settings
 from rolekd_ray.cli.options import (
     Config,
+    From,
     Local,
     Name,
     Overrides,
@@ -29,10 +30,11 @@ def run(
     storage: Storage = "runs",
     name: Name = None,
     seed: Seed = None,
+    begin: From = None,
     local: Local = False,
 ) -> None:
     """The main job: teacher, search, final distillation, evaluation."""
-    _start("run", config, overrides, storage, name, seed, local)
+    _start("run", config, overrides, storage, name, seed, begin, local)
 
 
 def search(
@@ -41,10 +43,11 @@ def search(
     storage: Storage = "runs",
     name: Name = None,
     seed: Seed = None,
+    begin: From = None,
     local: Local = False,
 ) -> None:
     """The population search alone."""
-    _start("search", config, overrides, storage, name, seed, local)
+    _start("search", config, overrides, storage, name, seed, begin, local)
 
 
 def resume(
@@ -71,9 +74,17 @@ def status(
 
 
 def _start(
-    verb: str, config: str, overrides: list[str], storage: str, name: str | None, seed: int | None, local: bool
+    verb: str,
+    config: str,
+    overrides: list[str],
+    storage: str,
+    name: str | None,
+    seed: int | None,
+    begin: str | None,
+    local: bool,
 ) -> None:
-    settings = read_settings(config, overrides, seed)  # before the imports: a misspelt key is told at once
+    # before the imports: a misspelt key is told at once
+    settings = read_settings(config, [*overrides, *beginning_with(begin)], seed)
 
     from rolekd_ray.search.pipeline import hardware
     from rolekd_ray.search.preflight import check_inputs, check_search

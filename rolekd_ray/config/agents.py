@@ -57,9 +57,10 @@ class PickSettings(Section):
 
     runs: Count = 2
     """Candidates per image."""
-    keep: Count | None = None
+    keep: Annotated[int, Field(ge=2)] | None = None
     """How many of all candidates of a batch; None: `fraction` says."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of all candidates of a batch; never fewer than two, for BatchNorm cannot use one image."""
     criterion: Literal["teacher_entropy", "student_entropy", "divergence", "dissimilarity"] = "teacher_entropy"
     scope: Literal["pool", "anchor"] = "pool"
     """The hardest of the whole batch's candidates, or of each image's own."""
@@ -100,7 +101,7 @@ def _read_chain(value: object) -> tuple[str, ...]:
     problems: list[str] = []
     chain = parse_chain(value, "chain", problems)  # type: ignore[arg-type]
     if problems:
-        raise ValueError("; ".join(problem.removeprefix("chain: ") for problem in problems))
+        raise ValueError("\n".join(problem.removeprefix("chain: ") for problem in problems))
     return chain
 
 
@@ -141,8 +142,9 @@ class RoleAgents(Section):
         for key, value in plain.items():
             merged[key] = value if key == "chain" else merged[key] | value
         learned = merged["learned"]
-        low, high = sorted((learned["lower"], learned["upper"]))
-        learned["lower"], learned["upper"] = low, max(high, 1.1 * low + 1e-6)
+        if plain.get("learned", {}).keys() & {"lower", "upper"}:
+            low, high = sorted((learned["lower"], learned["upper"]))
+            learned["lower"], learned["upper"] = low, max(high, 1.1 * low + 1e-6)
         return RoleAgents.model_validate(merged)
 
 
@@ -180,13 +182,14 @@ def evolvable_problem(name: str, values: tuple[float | str, ...]) -> str | None:
     """
     agent, _, setting = name.partition(".")
     section = _section(agent)
+    expected = "; expected true or false" if _kind(section, setting) is bool else None
     for value in values:
         try:
             section.model_validate({setting: _of_kind(section, setting, value)})
         except ValidationError as error:
             if any(problem["loc"][:1] == (setting,) for problem in error.errors()):
                 rule = error.errors()[0]["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-                return f"got {value!r}; {rule[0].lower()}{rule[1:]}"
+                return f"got {value!r}{expected or f'; {rule[0].lower()}{rule[1:]}'}"
     return None
 
 

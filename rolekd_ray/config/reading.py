@@ -60,7 +60,7 @@ def parse_settings(
         # Through JSON: pydantic's strict mode then takes lists and paths as a file writes them, and still no "1".
         settings = Settings.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        problems += list(dict.fromkeys(_worded(problem, where) for problem in error.errors()))
+        problems += dict.fromkeys(line for problem in error.errors() for line in _worded(problem, where))
     space_problems = _space_problems(data.get("space"), where)
     problems += space_problems
     if settings is not None and not space_problems:
@@ -71,12 +71,15 @@ def parse_settings(
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
-    data, teacher = settings.data, settings.teacher
+    data, teacher, search = settings.data, settings.teacher, settings.search
     checkpoint = _absolute(teacher.checkpoint) if teacher.checkpoint is not None else None
     return settings.model_copy(
         update={
             "data": data.model_copy(update={"path": data.path and data.path.expanduser().absolute()}),
             "teacher": teacher.model_copy(update={"checkpoint": checkpoint}),
+            "search": search.model_copy(
+                update={"initial_from": search.initial_from and search.initial_from.expanduser().absolute()}
+            ),
         }
     )
 
@@ -140,8 +143,10 @@ def _name_problems(settings: Settings, where: str) -> list[str]:
     of_agents = [name for name, number in evolvable_names().items() if number]
     problems = []
     for scalar in settings.search_space(where).scalars:
-        own = [name for name in of_agents if name.partition(".")[0] == scalar.name.partition(".")[0]]
-        if scalar.name not in (names := own or allowed[scalar.role]):
+        agent, dot, _ = scalar.name.partition(".")
+        own = [name for name in of_agents if name.partition(".")[0] == agent]
+        others = of_agents if dot and agent != "losses" else []
+        if scalar.name not in (names := own or allowed[scalar.role] + others):
             kind = f"scalar of the {scalar.role}"
             problems.append(unknown_name(f"{where}: space.scalars", kind, scalar.name, names))
     return problems
@@ -158,28 +163,40 @@ RULES = {
 """What pydantic words in the words of JSON or Python, by its names of problems; every shortest length is 1."""
 
 
-def _worded(problem: Any, where: str) -> str:
-    """Turn one pydantic error into the project's form."""
+def _worded(problem: Any, where: str) -> list[str]:
+    """Turn one pydantic error into lines of the project's form."""
     if problem["type"] == "extra_forbidden":
         *parents, unknown = map(str, problem["loc"])
         section: type[BaseModel] = Settings
         for part in parents:
             section = KINDS.get(part) or _section_in(section.model_fields[part].annotation)
         path = ".".join(part for part in parents if part not in KINDS)
-        return unknown_name(f"{where}: {path}".rstrip(": "), "key", unknown, section.model_fields)
+        return [unknown_name(f"{where}: {path}".rstrip(": "), "key", unknown, section.model_fields)]
     # pydantic names the tried alternatives of a union in the location: `slots.count.literal['auto']`
     alternative = re.compile(rf"literal\[.*\]|constrained-\w+|dict\[.*\]|str|int|{'|'.join(KINDS)}")
     key = ".".join(part for part in map(str, problem["loc"]) if not alternative.fullmatch(part))
     rule = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if not key:
-        return f"{where}: {rule}"
+        return [f"{where}: {rule}"]
+    if problem["type"] == "too_short" and problem["input"]:
+        return []  # its entries are what is wrong, and pydantic counts those that are right
+    if problem["type"] == "value_error" and (own := _of_own_check(rule, f"{where}: {key}")):
+        return own
     hint, rule = "", RULES.get(problem["type"], rule)
     if problem["type"].startswith("union_tag"):
-        return unknown_name(f"{where}: {key}", "kind", problem["ctx"].get("tag"), KINDS)
+        return [unknown_name(f"{where}: {key}", "kind", problem["ctx"].get("tag"), KINDS)]
     if problem["type"] == "literal_error":
         names = str(problem["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
         hint = suggest(problem["input"], names)
-    return f"{where}: {key}: got {problem['input']!r}; {rule[0].lower()}{rule[1:]}.{hint}"
+    return [f"{where}: {key}: got {problem['input']!r}; {rule[0].lower()}{rule[1:]}.{hint}"]
+
+
+def _of_own_check(rule: str, where: str) -> list[str]:
+    """Return the lines of a check of ours that says itself what it got, maybe of a key below; none: it does not."""
+    lines = rule.splitlines()
+    if all(re.match(r"got .*;|unknown ", line) for line in lines):
+        return [f"{where}: {line}" for line in lines]
+    return [f"{where}.{line}" for line in lines] if all(re.match(r"[a-z_.]+: got ", line) for line in lines) else []
 
 
 def _section_in(annotation: Any) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
 from rolekd_ray.config.agents import AgentsSettings, BranchSettings
 from rolekd_ray.config.base import Count, Fraction, NotNegative, Positive, Section
@@ -12,6 +12,7 @@ from rolekd_ray.config.networks import NetworkSettings, TeacherSettings
 from rolekd_ray.config.slots import SlotSettings
 from rolekd_ray.policy.space import SearchSpace, load_space, parse_space
 from rolekd_ray.roles import Role
+from rolekd_ray.storage import Place, place
 
 
 class TrainingSettings(Section):
@@ -46,7 +47,7 @@ class LayerSettings(Section):
     @model_validator(mode="after")
     def _pairs(self) -> "LayerSettings":
         if self.student is None and self.teacher is None:
-            raise ValueError("got no layers; expected student, teacher or both")
+            raise ValueError("expected student, teacher or both")
         if self.student is not None and self.teacher is not None and len(self.student) != len(self.teacher):
             raise ValueError(
                 f"teacher: got {len(self.teacher)} layers; expected {len(self.student)}, as many as the student's"
@@ -95,9 +96,19 @@ class SearchSettings(Section):
     perturbation_interval_epochs: Count = 3
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     mode: Literal["synchronous", "asynchronous"] = "synchronous"
-    initial_policies: Literal["zero", "random"] = "zero"
+    initial_policies: Literal["zero", "random", "sobol", "schedule", "run"] = "zero"
+    """`zero`: the paper's, no op fires. `sobol`: spread evenly over the space. `schedule`, `run`: of `initial_from`."""
+    initial_from: Annotated[Place, PlainValidator(place), PlainSerializer(str)] | None = None
+    """A schedule file, or a run whose best members' policies are taken."""
+    explorer: Literal["pba", "factor", "optuna"] = "pba"
+    """What follows the copying of a better member. `pba`: the paper's mutation. `factor`: bins times 0.8 or 1.2.
+    `optuna`: new policies, by what each interval so far has gained."""
+    optuna_sampler: Literal["tpe", "gp"] = "tpe"
     resample_probability: Fraction = 0.2
     max_shift_bins: Annotated[int, Field(ge=0)] = 3
+    """Of `pba`."""
+    min_lineages: Count = 1
+    """A member that copies another ends its own line; not where fewer than so many lines would be left."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often an interval may fail, or its trial process die, before a copy of another member takes its place."""
 
@@ -141,6 +152,17 @@ class Settings(Section):
         if self.search.protocol == "coevolve" and self.teacher.checkpoint is not None:
             raise ValueError(
                 "teacher.checkpoint: a given teacher cannot co-evolve; expected search.protocol: sequential"
+            )
+        search = self.search
+        if search.min_lineages > search.population_size:
+            raise ValueError(
+                f"search.min_lineages: got {search.min_lineages}; expected at most {search.population_size}, the "
+                "population_size"
+            )
+        if (search.initial_policies in ("schedule", "run")) != (search.initial_from is not None):
+            raise ValueError(
+                f"search.initial_from: got {search.initial_from} for initial_policies: {search.initial_policies}; "
+                "expected a place for schedule and for run, and for no other"
             )
         return self
 

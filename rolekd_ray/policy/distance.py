@@ -34,15 +34,14 @@ def _rectangles(policy: Policy, space: SearchSpace) -> list[Rectangle]:
 
 def _rectangle(setting: OpSetting, space: SearchSpace) -> Rectangle:
     magnitudes = space.op(setting.op).magnitudes
-    if setting.probability_bin == 0:
-        return 0.0, 0.0
+    height = space.probability(setting.probability_bin)
     if magnitudes is None:
-        return space.probability(setting.probability_bin), 1.0
+        return height, 1.0
     # By value, not by bin: posterize keeps 4 bits at bins 0, 1 and 2
     low, high = min(magnitudes), max(magnitudes)
     reach = (magnitudes[setting.magnitude_bin] - low) / (high - low) if high > low else 1.0
     weaker_upwards = magnitudes[-1] < magnitudes[0]  # bits kept, thresholds
-    return space.probability(setting.probability_bin), (1 + (1 - reach if weaker_upwards else reach)) / 2
+    return height, (1 + (1 - reach if weaker_upwards else reach)) / 2
 
 
 def _area_between(a: Rectangle, b: Rectangle) -> float:

@@ -1,6 +1,6 @@
 """What evolves beside the ops: numbers from a range, and choices from a list."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,9 +82,7 @@ def parse_scalars(data: object, where: str, problems: list[str]) -> tuple[Scalar
         problems.append(f"{where}: got {data!r}; expected a mapping of names to rules")
         return ()
     return tuple(
-        scalar
-        for name, row in data.items()
-        if (scalar := _parse_scalar(str(name), row, f"{where}.{name}", problems)) is not None
+        scalar for name, row in data.items() for scalar in _parse_scalar(str(name), row, f"{where}.{name}", problems)
     )
 
 
@@ -98,10 +96,20 @@ def parse_choices(data: object, where: str, problems: list[str]) -> tuple[Choice
         problems.append(f"{where}: got {data!r}; expected a mapping of names to rules")
         return ()
     return tuple(
-        choice
-        for name, row in data.items()
-        if (choice := _parse_choice(str(name), row, f"{where}.{name}", problems)) is not None
+        choice for name, row in data.items() for choice in _parse_choice(str(name), row, f"{where}.{name}", problems)
     )
+
+
+def rows_of(specs: Iterable[ScalarSpec | ChoiceSpec]) -> dict[str, Any]:
+    """Return the YAML form of all scalars or all choices; what evolves alike for both roles is one row."""
+    rows: dict[str, Any] = {}
+    for spec in specs:
+        row = spec.to_dict()
+        if spec.name in rows:
+            assert {**rows[spec.name], "role": row["role"]} == row, f"{spec.name}: roles differ in more than the role"
+            row["role"] = [rows[spec.name]["role"], row["role"]]
+        rows[spec.name] = row
+    return rows
 
 
 def parse_choice_value(name: str, value: object, where: str, problems: list[str]) -> str | None:
@@ -117,10 +125,10 @@ def parse_choice_value(name: str, value: object, where: str, problems: list[str]
     return None if len(problems) > found else chain_text(parts)  # type: ignore[arg-type]
 
 
-def _parse_scalar(name: str, row: object, where: str, problems: list[str]) -> ScalarSpec | None:
+def _parse_scalar(name: str, row: object, where: str, problems: list[str]) -> list[ScalarSpec]:
     if not isinstance(row, Mapping):
         problems.append(f"{where}: got {row!r}; expected a mapping such as {{initial: 4.0, range: [1, 10]}}")
-        return None
+        return []
     found = len(problems)
     if name in SEGMENT_KEYS:
         problems.append(
@@ -142,18 +150,19 @@ def _parse_scalar(name: str, row: object, where: str, problems: list[str]) -> Sc
     factors = row.get("factors", (0.8, 1.2))
     if not isinstance(factors, list | tuple) or not factors or not all(is_number(f) and f > 0 for f in factors):
         problems.append(f"{where}.factors: got {factors!r}; expected positive numbers such as [0.8, 1.2]")
-    role, resample = _role_and_resampling(row, where, problems)
+    roles, resample = _roles_and_resampling(row, where, problems)
     if len(problems) > found:
-        return None
+        return []
     assert bounds is not None and initial is not None, "checked above"
     low, high = map(float, bounds)
-    return ScalarSpec(name, Role(role), float(initial), low, high, log, tuple(map(float, factors)), float(resample))
+    rule = (float(initial), low, high, log, tuple(map(float, factors)), float(resample))
+    return [ScalarSpec(name, role, *rule) for role in roles]
 
 
-def _parse_choice(name: str, row: object, where: str, problems: list[str]) -> ChoiceSpec | None:
+def _parse_choice(name: str, row: object, where: str, problems: list[str]) -> list[ChoiceSpec]:
     if not isinstance(row, Mapping):
         problems.append(f"{where}: got {row!r}; expected a mapping such as {{initial: one, values: [one, other]}}")
-        return None
+        return []
     found = len(problems)
     if name in TAKEN_BY_FILES:
         problems.append(
@@ -171,8 +180,10 @@ def _parse_choice(name: str, row: object, where: str, problems: list[str]) -> Ch
                 f"{where}.initial: got {text!r}; expected one of {', '.join(values)}.{suggest(text, values)}"
             )
         initial = text
-    role, resample = _role_and_resampling(row, where, problems)
-    return None if len(problems) > found else ChoiceSpec(name, Role(role), str(initial), values, float(resample))
+    roles, resample = _roles_and_resampling(row, where, problems)
+    if len(problems) > found:
+        return []
+    return [ChoiceSpec(name, role, str(initial), values, float(resample)) for role in roles]
 
 
 def _parse_values(name: str, given: object, where: str, problems: list[str]) -> tuple[str, ...]:
@@ -192,10 +203,14 @@ def _parse_values(name: str, given: object, where: str, problems: list[str]) -> 
     return tuple(values) if len(values) == len(given) else ()
 
 
-def _role_and_resampling(row: Mapping[str, Any], where: str, problems: list[str]) -> tuple[Any, Any]:
-    role, resample = row.get("role", "student"), row.get("resample_probability", 0.25)
-    if role not in list(Role):
-        problems.append(f"{where}.role: got {role!r}; expected teacher or student.{suggest(role, Role)}")
+def _roles_and_resampling(row: Mapping[str, Any], where: str, problems: list[str]) -> tuple[list[Role], Any]:
+    given, resample = row.get("role", "student"), row.get("resample_probability", 0.25)
+    roles = given if isinstance(given, list | tuple) else [given]
+    for role in roles:
+        if role not in list(Role):
+            problems.append(f"{where}.role: got {role!r}; expected teacher or student.{suggest(role, Role)}")
+    if not roles or any(roles.count(role) > 1 for role in roles):
+        problems.append(f"{where}.role: got {given!r}; expected teacher, student or both, each once")
     if not is_number(resample) or not 0 <= resample <= 1:
         problems.append(f"{where}.resample_probability: got {resample!r}; expected a number in [0, 1]")
-    return role, resample
+    return [Role(role) for role in roles if role in list(Role)], resample

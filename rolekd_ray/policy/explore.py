@@ -1,6 +1,7 @@
 """How a copied policy mutates."""
 
 import random
+from collections.abc import Callable
 
 from rolekd_ray.policy.policy import OpSetting, Policy, draw_scalar
 from rolekd_ray.policy.space import ChoiceSpec, ScalarSpec, SearchSpace
@@ -41,11 +42,18 @@ def explore(
         shift = rng.randint(0, max_shift)
         return min(max(value + (shift if rng.random() < 0.5 else -shift), 0), bins - 1)
 
+    return mutated(policy, space, role, rng, shifted)
+
+
+def mutated(
+    policy: Policy, space: SearchSpace, role: Role, rng: random.Random, move: Callable[[int, int], int]
+) -> Policy:
+    """Return a copy whose bins went through `move(bin, bins)`, in order; scalars and choices by their own rules."""
     settings = tuple(
         OpSetting(
             setting.op,
-            shifted(setting.probability_bin, space.probability_bins),
-            shifted(setting.magnitude_bin, space.magnitude_bins),
+            move(setting.probability_bin, space.probability_bins),
+            move(setting.magnitude_bin, space.magnitude_bins),
         )
         for setting in policy.completed(space).settings
     )

@@ -48,6 +48,9 @@ def replacements(population: Population) -> list[str]:
 
 
 def effective_lineages(population: Population, generation: int) -> int:
-    """Return how many members of generation 0 still have descendants among the members of a generation."""
+    """Return how many members of generation 0 have descendants among the members that scored a generation.
+
+    In the published search of role-kd one of 16 was left at epoch 27 of 200, after 23 of 279 exploits (its log).
+    """
     members = population.scores.get(generation, {})
     return len({ancestors(population, member, generation)[0] for member in members})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rolekd_ray.errors import SearchSpaceError, unknown_name
-from rolekd_ray.policy.evolvable import ChoiceSpec, ScalarSpec, is_number, parse_choices, parse_scalars
+from rolekd_ray.policy.evolvable import ChoiceSpec, ScalarSpec, is_number, parse_choices, parse_scalars, rows_of
 from rolekd_ray.roles import Role
 
 if TYPE_CHECKING:  # 5 ms of an import that should take milliseconds
@@ -109,10 +109,10 @@ class SearchSpace:
                 | ({"signed": True} if op.signed else {})
                 for op in self.ops
             },
-            "scalars": {scalar.name: scalar.to_dict() for scalar in self.scalars},
+            "scalars": rows_of(self.scalars),
         }
         # Left out where there are none: logs and checkpoints of runs before there were choices compare equal
-        return data | ({"choices": {choice.name: choice.to_dict() for choice in self.choices}} if self.choices else {})
+        return data | ({"choices": rows_of(self.choices)} if self.choices else {})
 
 
 def parse_space(data: object, *, where: str, name: str = "inline") -> SearchSpace:

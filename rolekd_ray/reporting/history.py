@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from rolekd_ray.files import write_atomically
 from rolekd_ray.policy.distance import policy_distance
 from rolekd_ray.policy.jobs import Job, Perturbation
+from rolekd_ray.policy.lineage import effective_lineages
 from rolekd_ray.policy.policy import policy_to_list
 from rolekd_ray.policy.population import Population
 from rolekd_ray.roles import Role
@@ -24,15 +25,20 @@ class History:
     Columns: member, generation, epoch, donor, score, time (seconds since 1970), every metric, and per role
     `<role>/policy` (list of op, probability, magnitude_bin; all slots), its scalars, and its choices as text
     (`<role>/agents` is the chain). Where both roles evolve, `policy_distance` is the one between their policies
-    (`policy.distance`).
+    (`policy.distance`). `lineages`: how many members of generation 0 have descendants in this one.
+    Chains of agents have metrics of their own (`student/picked_ratio`, `learned/…`), so files
+    differ in their columns: read them with `pyarrow.concat_tables(…, promote_options="default")` or DuckDB's
+    `union_by_name`; who reads the folder as one table gets the first generation's columns alone.
     """
 
     def __init__(self, folder: Place):
         self.folder = folder / FOLDER
+        self.population: Population | None = None
         self.rows: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
 
     def scored(self, job: Job, record: Mapping[str, Any], population: Population) -> None:
         """Keep the row; write the generation if it is complete."""
+        self.population = population
         self.rows[job.generation].append(history_row(job, record, population))
         self._write_complete(population)
 
@@ -61,6 +67,9 @@ class History:
         file = self.folder / f"generation-{generation:04d}.parquet"
         if _rows_in(file) == len(rows):
             return  # told again after a restart
+        assert self.population is not None, "a row was told with it"
+        lineages = effective_lineages(self.population, generation)
+        rows = [row | {"lineages": lineages} for row in rows]
         table = pa.table({name: [row.get(name) for row in rows] for name in {key: None for row in rows for key in row}})
         # Without a type, a first generation, which has no donors, would keep the folder from being read as one table
         donors = table["donor"].cast(pa.int64())

@@ -14,8 +14,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rolekd_ray.files import delete_tree, write_atomically
 from rolekd_ray.policy.jobs import Job, Perturbation
+from rolekd_ray.policy.lineage import effective_lineages
 from rolekd_ray.policy.population import Population
 from rolekd_ray.policy.space import SearchSpace
+from rolekd_ray.reporting.generations import EndedGenerations
 from rolekd_ray.reporting.pictures import png
 from rolekd_ray.storage import ObjectPath, Place
 
@@ -28,6 +30,8 @@ UPLOAD_SECONDS = 60
 
 class TensorBoard:
     """Writes `tensorboard/member-<n>/`: metrics, donor and each op's setting over epochs.
+
+    `tensorboard/population/` has `lineages`: how many members of generation 0 have descendants.
 
     Derived from the log: the folder is made anew whenever a search is opened, so curves have no doubled points.
     An object store gets copies of what is written to a local folder: every `UPLOAD_SECONDS`, and on close.
@@ -43,15 +47,15 @@ class TensorBoard:
         self._local = Path(str(self.folder) if self._aside is None else self._aside.name)
         self._uploaded = time.monotonic()
         self._changed: set[Path] = set()
+        self._ended = EndedGenerations()
 
     def scored(self, job: Job, record: Mapping[str, Any], population: Population) -> None:
         """Add one point per tag."""
         values = dict(record["metrics"]) | {"donor": -1 if job.donor is None else job.donor}
         for role, policy in job.policies.items():
             values |= policy_scalars(str(role), policy, population.rule.space)
-        points = [Summary.Value(tag=tag, simple_value=v) for tag, v in values.items() if isinstance(v, int | float)]
-        event = Event(step=job.end_epoch, wall_time=record["time"], summary=Summary(value=points))
-        self._add(self._local / f"member-{job.member:03d}" / EVENTS, event)
+        self._add(f"member-{job.member:03d}", job.end_epoch, record["time"], values)
+        self._add_generations(record["time"], population)
         if time.monotonic() - self._uploaded > UPLOAD_SECONDS:
             self._upload()
 
@@ -59,7 +63,8 @@ class TensorBoard:
         """Nothing to do: the donor is a curve."""
 
     def dropped(self, record: Mapping[str, Any], population: Population) -> None:
-        """Nothing to do: the curve has a gap, or ends."""
+        """Finish generations that waited for this member alone; its curve has a gap, or ends."""
+        self._add_generations(record["time"], population)
 
     def caught_up(self, population: Population) -> None:
         """Nothing to do."""
@@ -70,8 +75,16 @@ class TensorBoard:
         if self._aside is not None:
             self._aside.cleanup()
 
-    def _add(self, file: Path, event: Event) -> None:
-        """Append to a member's file; opened each time, for there may be more members than descriptors."""
+    def _add_generations(self, when: float, population: Population) -> None:
+        for generation in self._ended.new(population):
+            lineages = effective_lineages(population, generation)
+            self._add("population", population.ends[generation], when, {"lineages": lineages})
+
+    def _add(self, name: str, epoch: int, when: float, values: Mapping[str, Any]) -> None:
+        """Append to the file of a curve; opened each time, for there may be more members than descriptors."""
+        points = [Summary.Value(tag=tag, simple_value=v) for tag, v in values.items() if isinstance(v, int | float)]
+        event = Event(step=epoch, wall_time=when, summary=Summary(value=points))
+        file = self._local / name / EVENTS
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "ab") as opened:
             if not opened.tell():

@@ -7,6 +7,7 @@ from rolekd_ray.config.agents import evolvable_names, evolvable_problem
 from rolekd_ray.distill.registry import known_methods
 from rolekd_ray.errors import unknown_name
 from rolekd_ray.policy.agents import parse_chain
+from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
 from rolekd_ray.training.batch import decides
@@ -18,11 +19,12 @@ def agent_problems(settings: Settings) -> list[str]:
     """Return what is wrong with the agents' settings, those that evolve, and what the losses make of their views."""
     space = settings.search_space()
     problems = [found for role in Role for found in _evolving_problems(settings, role, space)]
-    if problems:
-        return problems  # chains that cannot be read cannot be judged
     for role in Role:
+        problems += _pick_problems(settings, role, space)
+        evolves = any(choice.name == "agents" for choice in space.choices_of(role))
+        where = "space.choices.agents" if evolves else f"agents.{role}.chain"
         for chain in chains_of(getattr(settings.agents, role), role, space):
-            problems += [f"agents.{role}: {found}" for found in _chain_problems(settings, role, chain)]
+            problems += [f"{where}: {found}" for found in _chain_problems(settings, role, chain)]
     problems += _branch_problems(settings)
     return list(dict.fromkeys(problems))
 
@@ -47,6 +49,21 @@ def blank_problems(settings: Settings, image_size: tuple[int, int]) -> list[str]
         for key, pixels in given.items()
         if pixels >= least
     ]
+
+
+def schedule_problems(settings: Settings, schedule: Schedule, role: Role, where: str) -> list[str]:
+    """Return what is wrong with a schedule's chains of agents where it is replayed under other settings.
+
+    Args:
+        settings: of the training.
+        schedule: holds the role.
+        role: whose network is trained.
+        where: names the schedule, for messages.
+    """
+    agents: RoleAgents = getattr(settings.agents, role)
+    policies = [segment.policy for segment in schedule.roles[role]]
+    chains = dict.fromkeys(agents.evolved(policy.scalars, policy.choices).chain for policy in policies)
+    return [f"{where}: {found}" for chain in chains for found in _chain_problems(settings, role, chain)]
 
 
 def chains_of(agents: RoleAgents, role: Role, space: SearchSpace) -> list[tuple[str, ...]]:
@@ -80,11 +97,44 @@ def _evolving_problems(settings: Settings, role: Role, space: SearchSpace) -> It
             problem = evolvable_problem(scalar.name, (scalar.low, scalar.high))
             if problem is not None:
                 yield f"space.scalars.{scalar.name}.range: {problem}"
-    for name in [s.name for s in space.scalars_of(role)] + [c.name for c in space.choices_of(role)]:
+    names = [("scalars", one.name) for one in space.scalars_of(role)]
+    for kind, name in names + [("choices", one.name) for one in space.choices_of(role)]:
         agent = name.partition(".")[0]
         if name in known and not any(agent in chain for chain in chains):
             texts = ", ".join("+".join(chain) for chain in chains)
-            yield f"space: {name} of the {role}: changes nothing, for its chain is {texts}; expected one with {agent}"
+            yield (
+                f"space.{kind}.{name}: changes nothing, for the chain of the {role} is {texts}; "
+                f"expected one with {agent}"
+            )
+
+
+def _pick_problems(settings: Settings, role: Role, space: SearchSpace) -> Iterator[str]:
+    """Yield problems of how a role picks, whatever of it evolves."""
+    agents: RoleAgents = getattr(settings.agents, role)
+    if not any("pick" in chain for chain in chains_of(agents, role, space)):
+        return
+    pick, distill = agents.pick, settings.distill
+    ranges = {scalar.name: (scalar.low, scalar.high) for scalar in space.scalars_of(role)}
+    values = {choice.name: choice.values for choice in space.choices_of(role)}
+    keep = ranges.get("pick.keep", (pick.keep, pick.keep))[1]
+    of_keep = "space.scalars.pick.keep.range" if "pick.keep" in ranges else f"agents.{role}.pick.keep"
+    runs = round(ranges.get("pick.runs", (pick.runs, pick.runs))[0])
+    pool = settings.training.batch_size * runs
+    if keep is not None and round(keep) > pool:
+        yield (
+            f"{of_keep}: got {keep:g}; expected at most {pool}, the pool of {runs} runs of "
+            f"{settings.training.batch_size} images"
+        )
+    if keep is not None and "anchor" in values.get("pick.scope", (pick.scope,)):
+        yield f"{of_keep}: got {keep:g}; expected none with scope anchor, whose fraction is each image's"
+    if "divergence" in values.get("pick.criterion", (pick.criterion,)):
+        known = known_methods()
+        taught = any(known[name].needs_teacher for name, weight in distill.losses.items() if weight and name in known)
+        where = "space.choices.pick.criterion" if "pick.criterion" in values else f"agents.{role}.pick.criterion"
+        if role == Role.TEACHER and settings.teacher.checkpoint is None:
+            yield f"{where}: got divergence; expected another, for the teacher learns without a second network"
+        elif role == decides(distill.view_mode) and not taught:
+            yield f"{where}: got divergence; expected another, for no loss of distill.losses has a teacher"
 
 
 def _chain_problems(settings: Settings, role: Role, chain: tuple[str, ...]) -> Iterator[str]:
@@ -93,7 +143,6 @@ def _chain_problems(settings: Settings, role: Role, chain: tuple[str, ...]) -> I
     methods = {name: method for name, method in known_methods().items() if distill.losses.get(name, 0) > 0}
     online = next((name for name, method in methods.items() if method.online is not None), None)
     counts = role == decides(distill.view_mode)
-    pick = getattr(settings.agents, role).pick
     text = "+".join(chain)
     if "learned" in chain:
         if not counts:
@@ -106,15 +155,6 @@ def _chain_problems(settings: Settings, role: Role, chain: tuple[str, ...]) -> I
     if "pick" in chain:
         if counts and online is not None:
             yield f"got pick in {text!r}; expected no {online} among distill.losses, whose teacher learns along"
-        pool = settings.training.batch_size * pick.runs
-        if pick.keep is not None and pick.keep > pool:
-            yield (
-                f"pick.keep: got {pick.keep}; expected at most {pool}, the pool of {pick.runs} runs of "
-                f"{settings.training.batch_size} images"
-            )
-        alone = role == Role.TEACHER and settings.teacher.checkpoint is None
-        if alone and pick.criterion == "divergence":
-            yield "pick.criterion: got divergence; expected another, for the teacher learns without a second network"
         if counts and (taken := [name for name, method in methods.items() if "indices" in method.takes]):
             yield f"got pick in {text!r}; expected no {taken[0]} among distill.losses, which wants each image once"
     if counts and any(agent in chain for agent in MIXING):

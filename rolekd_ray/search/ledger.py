@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from rolekd_ray.errors import StorageError
 from rolekd_ray.files import delete_tree, write_atomically, writing
-from rolekd_ray.policy.jobs import Job, Perturbation, state_name
+from rolekd_ray.policy.jobs import Job, Perturbation, policies_to_dict, state_name
 from rolekd_ray.policy.population import FORMAT, Population, Rule
 from rolekd_ray.search.log import begin, fold, open_log
+from rolekd_ray.search.proposer import Proposer, proposer_of
 from rolekd_ray.storage import ObjectPath, Place
 
 LINEAGE = "lineage.jsonl"
@@ -45,6 +46,9 @@ class Observer(Protocol):
 class Ledger:
     """Opens a search's folder, creating it if new: replays its log, then takes scores and drops one by one.
 
+    Where the rule's explorer asks for proposals, each is made, written and told right after the record that called for
+    it. A search that was killed in between makes it when it is opened, from the same log, so it is the same.
+
     Args:
         folder: the search's folder.
         rule: used for a new search; a search that has a log keeps the rule it began with.
@@ -76,9 +80,11 @@ class Ledger:
             records = [{"kind": "init", "format": FORMAT, "rule": rule.to_dict()}]
             self._log.append(records[0])
         self.population = begin(records, folder)
+        self._proposer: Proposer | None = proposer_of(self.population.rule)
         lines = [self._lineage_line(found) for record in records[1:] for found in self._tell(record)]
         write_atomically(folder / LINEAGE, "".join(lines))
         self._whole_lineage = lines if isinstance(folder, ObjectPath) else []  # objects cannot grow
+        self._propose()
         if prolong and rule.epochs > self.population.epochs:
             self.extend(rule.epochs)
 
@@ -130,6 +136,7 @@ class Ledger:
         oldest = min(population.newest[member] for member in population.live)  # nobody copies from before this again
         needed = {state_name(m, g) for m, g in population.jobs if m in population.live and g >= oldest}
         needed |= {job.source for job in map(population.ask, population.live) if job is not None and job.source}
+        needed |= {state_name(donor, generation) for generation, donor in population.pending.values()}
         for state in (self.folder / STATES).glob("[0-9]*-[0-9]*"):
             if state.name not in needed:
                 delete_tree(state)
@@ -160,6 +167,20 @@ class Ledger:
                 delete_tree(torn)
 
     def _append(self, record: dict[str, Any]) -> None:
+        self._take(record)
+        self._propose()
+
+    def _propose(self) -> None:
+        """Complete the exploits that wait for a proposal; the lower member first, each knowing those before it."""
+        while self.population.pending:
+            assert self._proposer is not None, "who proposes nothing waits for no proposal"
+            member = min(self.population.pending)
+            generation, _ = self.population.pending[member]
+            policies = policies_to_dict(self._proposer(self.population, member), self.population.rule.space)
+            record = {"kind": "propose", "member": member, "generation": generation, "policies": policies}
+            self._take(record | {"time": time.time()})
+
+    def _take(self, record: dict[str, Any]) -> None:
         self._log.append(record)
         self.decided()
         found = self._tell(record)

@@ -171,7 +171,7 @@ def begin(records: list[dict[str, Any]], folder: Place) -> Population:
     """
     try:
         return Population(Rule.from_dict(records[0]["rule"]))
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise RunDirectoryError(f"{folder}: log: rule: damaged: {type(error).__name__}: {error}") from error
 
 
@@ -179,14 +179,16 @@ def fold(population: Population, record: Mapping[str, Any], folder: Place) -> li
     """Tell a population a record of a log that anyone may have written.
 
     Raises:
-        RunDirectoryError: it does not fit what came before: no such member or generation, no number.
+        RunDirectoryError: it does not fit what came before: no such member or generation, no number,
+            no policies of the space.
     """
     try:
         if record["kind"] == "score":
             _ = population.jobs[record["member"], record["generation"]]  # names of states come from here alone
         return population.tell(record)
-    except (LookupError, TypeError, ValueError, AssertionError) as error:
-        raise RunDirectoryError(f"{folder}: log: a record does not fit those before it: got {record!r}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        why = f"; {error}" if type(error) in (ValueError, AssertionError) else ""
+        raise RunDirectoryError(f"{folder}: log: a record does not fit those before it: got {record!r}{why}") from error
 
 
 def read_population(folder: Place) -> Population | None:

@@ -10,14 +10,20 @@ from rolekd_ray.policy.lineage import schedule_of, shortfalls
 from rolekd_ray.policy.population import Population, Rule
 from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.roles import Role
+from rolekd_ray.search.initial import first_policies
 from rolekd_ray.search.ledger import STATES, Ledger, Observer
 from rolekd_ray.search.local import run_local
+from rolekd_ray.search.log import has_log
 from rolekd_ray.slots.interface import Task
 from rolekd_ray.storage import Place, places
 
 
-def rule_of(settings: Settings, roles: tuple[Role, ...]) -> Rule:
-    """Return the population rule that settings ask for."""
+def rule_of(settings: Settings, roles: tuple[Role, ...], *, new: bool = True) -> Rule:
+    """Return the population rule that settings ask for; first policies from elsewhere only for a `new` search.
+
+    Raises:
+        InputError: first policies cannot be read, or do not fit.
+    """
     search = settings.search
     return Rule(
         seed=settings.seed,
@@ -31,6 +37,10 @@ def rule_of(settings: Settings, roles: tuple[Role, ...]) -> Rule:
         initial=search.initial_policies,
         resample_probability=search.resample_probability,
         max_shift=search.max_shift_bins,
+        explorer=search.explorer,
+        optuna_sampler=search.optuna_sampler,
+        min_lineages=search.min_lineages,
+        first_policies=first_policies(settings, roles) if new else None,
     )
 
 
@@ -68,7 +78,8 @@ def search_population(
     # Absolute, for slots have working folders of their own
     given = tuple(where.absolute() for where in places(teacher)) or None
     task = Task(settings, (folder / STATES).absolute(), roles, given, fixed)
-    with Ledger(folder, rule_of(settings, roles), observers, prolong=prolong) as ledger:
+    rule = rule_of(settings, roles, new=not has_log(folder))  # an older one keeps its own
+    with Ledger(folder, rule, observers, prolong=prolong) as ledger:
         population = ledger.population
         if prolong and settings.search.epochs < population.epochs:
             raise ConfigError(

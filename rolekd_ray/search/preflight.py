@@ -12,6 +12,7 @@ from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
 from rolekd_ray.search.agents_check import agent_problems, blank_problems
 from rolekd_ray.search.distillation_check import check_layers, distillation_problems, layer_problems
+from rolekd_ray.search.initial import first_policies
 from rolekd_ray.storage import Place
 from rolekd_ray.training.data import TrainingData, open_training_data
 from rolekd_ray.training.final import FinalTraining
@@ -125,18 +126,29 @@ def check_links(trainings: Sequence[FinalTraining], data: TrainingData) -> None:
 
 
 def check_search(settings: Settings) -> None:
-    """Check that what evolves can have an effect, and say what the hardware is slow at.
+    """Check that what evolves can have an effect and where it begins, and say what the hardware is slow at.
 
     Raises:
         ConfigError: the student's policy would reach no network.
+        InputError: the first policies cannot be read from where they shall come, or do not fit.
     """
     if settings.search.protocol == "sequential" and settings.distill.view_mode == "shared_teacher":
         raise ConfigError(
             "distill.view_mode: got 'shared_teacher'; expected another one for the protocol sequential, whose second "
             "search evolves the student's policy: no network would see its view. Or search.protocol: coevolve."
         )
+    for roles in searches(settings):
+        first_policies(settings, roles)
     device = torch.device("cuda" if settings.slots.resources_per_worker.gpus else "cpu")
     compute_dtype(settings.training.precision, device)  # warns here
+
+
+def searches(settings: Settings) -> list[tuple[Role, ...]]:
+    """Return the roles of each search that a run makes, in order."""
+    if settings.search.protocol == "coevolve":
+        return [tuple(Role)]
+    two = settings.teacher.checkpoint is None and teacher_role_counts(settings.distill)
+    return [(Role.TEACHER,), (Role.STUDENT,)] if two else [(Role.STUDENT,)]
 
 
 def check_teacher(folder: Place, settings: DataSettings, data: TrainingData, *, model: str | None = None) -> None:
@@ -200,8 +212,7 @@ def _network_problems(settings: Settings, check: Callable[[str], object]) -> lis
 def cost(settings: Settings) -> str:
     """Return how much work a run's searches are, in words."""
     search = settings.search
-    two = search.protocol == "sequential" and settings.teacher.checkpoint is None
-    searches = 2 if two and teacher_role_counts(settings.distill) else 1
+    count = len(searches(settings))
     intervals = -(-search.epochs // search.perturbation_interval_epochs)
     slots = settings.slots
     each = slots.resources_per_worker
@@ -209,6 +220,6 @@ def cost(settings: Settings) -> str:
     if slots.most_workers > 1:
         what = f"{' to '.join(map(str, sorted({slots.fewest_workers, slots.most_workers})))} workers of {what}"
     return (
-        f"{searches} search{'es' if searches > 1 else ''} of {search.population_size} members x {search.epochs} epochs "
+        f"{count} search{'es' if count > 1 else ''} of {search.population_size} members x {search.epochs} epochs "
         f"({search.population_size * intervals} intervals each), slots: {slots.count} of {what}"
     )

@@ -92,24 +92,24 @@ class Batch:
         )
 
     def view(
-        self, whose: Role | None, by: Role, at: Tensor | None = None, *, candidate: int = 0, plain: bool = False,
-        learned: bool = True,
-    ) -> Tensor:  # fmt: skip
-        """Return a view, (n, C, H, W) float32, `channels_last`; see the class and `seen_by`.
-
-        `learned` False leaves the learned agent out, for it is what is to be trained on the rest.
-        """
+        self, whose: Role | None, by: Role, at: Tensor | None = None, *, candidate: int = 0, plain: bool = False
+    ) -> Tensor:
+        """Return a view, (n, C, H, W) float32, `channels_last`; see the class and `seen_by`."""
         mixing = None if plain else self.chains[by].mixing
-        key = (whose, by if mixing is not None else None, candidate, plain, learned)
+        key = (whose, by if mixing is not None else None, candidate, plain)
         if at is None and key in self._made:
             return self._made[key]
-        made = self._unmixed(whose, self.indices[self.at if at is None else at], candidate, plain, learned)
+        made = self._unmixed(whose, self.indices[self.at if at is None else at], candidate, plain)
         if mixing is not None and (mix := self.mix(by, at, candidate=candidate)) is not None:
-            made = mixing.apply(made, self._unmixed(whose, mix.partners, candidate, plain, learned), mix)
+            made = mixing.apply(made, self._unmixed(whose, mix.partners, candidate, plain), mix)
         made = made.contiguous(memory_format=torch.channels_last)
         if at is None:
             self._made[key] = made
         return made
+
+    def unlearned(self, role: Role) -> Tensor:
+        """Return this worker's places as a role's learned agent is given them, (b, C, H, W) float32."""
+        return self._unmixed(role, self.indices[self.at], 0, plain=False, learned=False)
 
     def mix(self, by: Role, at: Tensor | None = None, *, candidate: int = 0) -> Mix | None:
         """Return how places are mixed by a role's chain; None: they are not."""
@@ -134,7 +134,9 @@ class Batch:
         assert mix is not None
         return mixed_targets(self.source.labels, self.indices[at], mix, self.source.num_classes)
 
-    def _unmixed(self, whose: Role | None, indices: Tensor, candidate: int, plain: bool, learned: bool) -> Tensor:
+    def _unmixed(
+        self, whose: Role | None, indices: Tensor, candidate: int, plain: bool, learned: bool = True
+    ) -> Tensor:
         images, views = self.source.images[indices], self.source.views
         if whose is None:
             return views.clean(images)

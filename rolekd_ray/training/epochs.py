@@ -157,7 +157,7 @@ class Trainer:
         }
         of_learned = chains[decides(self.settings.distill.view_mode)].learned
         if of_learned is not None and learner.learned is not None:
-            learner.learned.configure(**of_learned.model_dump(exclude={"parts", "max_steps"}))
+            learner.learned.configure(**of_learned.model_dump(exclude={"parts"}))
         return chains
 
     def _teacher(self, learner: Learner) -> nn.Module | None:

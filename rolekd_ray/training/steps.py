@@ -81,7 +81,7 @@ class Steps:
             self._set_optimizer(self.learner.optimizers[role], scalars[role], progress)
             total = self._update(role, weights, losses)
             found |= {f"{role}/{name}": value.detach() for name, value in ({"loss": total} | losses).items()}
-        return found | self._noted()
+        return found | self._noted(batch)
 
     def _augmentors_turn(self, batch: Batch, temperature: float) -> dict[str, Tensor] | None:
         """Take a step with the learned agent in place of the networks, if it is its turn; None: it is not."""
@@ -91,7 +91,7 @@ class Steps:
             return None
         with evaluating(distiller.student), evaluating(distiller.taught_by):
             found = agent.step(
-                batch.view(role, role, learned=False),
+                batch.unlearned(role),
                 batch.indices[batch.at],
                 count=len(batch),
                 seed=self.settings.seed,
@@ -145,13 +145,17 @@ class Steps:
                 total[name] = total[name] + share[name] * value if name in total else share[name] * value
         return total
 
-    def _noted(self) -> dict[str, Tensor]:
-        """Return what else is logged of the student's step, and tell the gate of the learned agent how it does."""
+    def _noted(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what else is logged of the student's step, and tell the gate of the learned agent how it does.
+
+        An agent that the chain does not hold now is not told: the loss is not of its views.
+        """
         seen, agent = self._seen, self.learner.learned
         if seen is None:
             return {}
         self._seen = None
-        if agent is not None and seen.logits_teacher is not None:
+        in_chain = batch.chains[decides(self.settings.distill.view_mode)].learned is not None
+        if agent is not None and in_chain and seen.logits_teacher is not None:
             student, teacher = seen.logits_student.detach(), seen.logits_teacher.detach()
             agent.gate.tell(hinton(student, teacher, seen.temperature).item())
         return {"student/picked_ratio": seen.picked_ratio} if seen.picked_ratio is not None else {}

@@ -17,15 +17,27 @@ LOSSES = st.floats(0, 3)
 def test_flips_only_at_thresholds_or_the_cap(losses, cap):
     gate = Gate(0.5, 1.5, cap)
     assert gate.phase == "student"
+    owed = 0
     phase, steps, counts, begun = "student", 0, {"student": 0, "augmentor": 0}, {"student": 1, "augmentor": 0}
     for loss in losses:
         gate.tell(loss)
         counts[phase] += 1
         steps += 1
-        if (phase == "student" and loss < 0.5) or (phase == "augmentor" and (loss > 1.5 or steps == cap)):
+        students_end = phase == "student" and loss < 0.5 and steps >= owed
+        if students_end or (phase == "augmentor" and (loss > 1.5 or steps == cap)):
+            owed = steps if phase == "augmentor" else owed
             phase, steps = {"student": "augmentor", "augmentor": "student"}[phase], 0
             begun[phase] += 1
         assert (gate.phase, gate.phase_steps, gate.steps, gate.phases) == (phase, steps, counts, begun)
+
+
+@given(losses=st.lists(st.floats(0, 0.4), max_size=60), cap=st.integers(1, 7))
+def test_the_augmentor_takes_half_of_the_steps_at_most(losses, cap):
+    """Also where the student's loss stays low whatever the augmentor does."""
+    gate = Gate(0.5, 1.5, cap)
+    for loss in losses:
+        gate.tell(loss)
+        assert gate.steps["augmentor"] <= gate.steps["student"] + cap - 1
 
 
 @given(losses=st.lists(st.floats(0.5, 1.5), max_size=40))
@@ -122,3 +134,12 @@ def test_state_round_trip_through_json():
         each.tell(1.0)
         each.tell(1.0)
     assert vars(other) == vars(gate) and gate.state() != before
+
+
+def test_gates_of_one_state_share_nothing():
+    state = Gate(0.5, 1.5, 3).state()
+    one, two = Gate(0.1, 0.2, 1), Gate(0.1, 0.2, 1)
+    one.load(state)
+    two.load(state)
+    one.tell(1.0)
+    assert two.state() == Gate(0.5, 1.5, 3).state() == state

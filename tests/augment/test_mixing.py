@@ -252,7 +252,8 @@ def test_samples_have_mixes_of_their_own_and_agents_too():
 @pytest.mark.parametrize("legacy", [False, True])
 def test_equal_on_cuda(name, legacy):
     agent, pool = AGENTS[name](alpha=0.3, probability=0.9, legacy=legacy), POOL.cuda()
-    here, there = draw(agent, POOL), draw(agent, pool, torch.arange(1000, device="cuda"), pool=pool)
+    here = draw(agent, POOL, size=(5, 7))
+    there = draw(agent, pool, torch.arange(1000, device="cuda"), pool=pool, size=(5, 7))
     views, partners = two_views(1000)
     assert rows_of(here) == rows_of(there)
     mixed = agent.apply(views.cuda(), partners.cuda(), there).cpu()
@@ -264,13 +265,12 @@ def test_equal_on_cuda(name, legacy):
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_a_sample_is_mixed_with_the_probability(name):
-    never = draw(AGENTS[name](probability=0.0), POOL)
-    assert (never.share == 1).all()
     shares = torch.cat([draw(AGENTS[name](probability=0.3), POOL, epoch=e, size=(99, 99)).share for e in range(20)])
     mixed = (shares < 1).double().mean().item()
     assert abs(mixed - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 20_000) + 0.001  # a few boxes are empty
+    never = draw(AGENTS[name](probability=0.0), POOL, size=(5, 7))
     views, partners = two_views(1000)
-    assert torch.equal(AGENTS[name]().apply(views, partners, draw(AGENTS[name](probability=0.0), POOL)), views)
+    assert (never.share == 1).all() and torch.equal(AGENTS[name]().apply(views, partners, never), views)
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -302,10 +302,14 @@ def test_the_memory_format_is_kept_and_nothing_is_written_to(name, shape):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradients_go_to_both_images_by_their_shares(name, memory_format):
     views, partners = (v.contiguous(memory_format=memory_format).requires_grad_() for v in two_views(20))
+    with torch.inference_mode():  # what was kept from here must not be in the way
+        draw(AGENTS[name](alpha=0.9), POOL[:20], size=(5, 7))
+        AGENTS[name]().apply(views, partners, draw(AGENTS[name](), POOL[:20], size=(5, 7)))
     mix = draw(AGENTS[name](), POOL[:20], size=(5, 7))
     AGENTS[name]().apply(views, partners, mix).sum().backward()
     assert torch.allclose(views.grad.mean((1, 2, 3)), mix.share, atol=1e-6)
     assert torch.allclose(partners.grad.mean((1, 2, 3)), 1 - mix.share, atol=1e-6)
+    (views.sum() * draw(AGENTS[name](alpha=0.9), POOL[:20], size=(5, 7)).share).sum().backward()
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -315,6 +319,7 @@ def test_targets_are_the_shares_of_the_classes(name):
     mix = draw(AGENTS[name](probability=0.8), POOL, torch.searchsorted(POOL, anchors))
     targets = mixed_targets(labels, anchors, mix, 4)
     assert targets.shape == (6, 4) and targets.dtype == torch.float32
+    assert torch.allclose(targets.sum(1), torch.ones(6), rtol=0, atol=1e-6)
     for row, anchor, (partner, share, _) in zip(targets.tolist(), anchors.tolist(), rows_of(mix)):
         expected = [0.0] * 4
         expected[labels[anchor]] += share

@@ -264,3 +264,24 @@ def test_a_search_over_chains_replays_and_its_lineage_is_a_schedule():
         assert schedule.policy_at(Role.STUDENT, job.start_epoch).choices == job.policies[Role.STUDENT].choices
     chains = {(p.before[Role.STUDENT].choices["agents"], p.after[Role.STUDENT].choices["agents"]) for p in life.found}
     assert any(before != after for before, after in chains)
+
+
+def test_one_row_may_evolve_for_both_roles():
+    """Each role has a value of its own, and the space comes back from its YAML form."""
+    rows = {
+        "scalars": {"cutmix.alpha": {"role": ["teacher", "student"], "initial": 1.0, "range": [0.1, 2]}},
+        "choices": {"agents": {"role": ["teacher", "student"], "initial": "policy", "values": ["policy", "cutmix"]}},
+    }
+    space = parse_space({"ops": {"invert": {}}, **rows}, where="space")
+    assert [spec.role for spec in (*space.scalars, *space.choices)] == [Role.TEACHER, Role.STUDENT] * 2
+    assert parse_space(space.to_dict(), where="again") == replace(space, name="inline")
+    for role in Role:
+        assert zero_policy(space, role).choices == {"agents": "policy"}
+        assert zero_policy(space, role).scalars == {"cutmix.alpha": 1.0}
+
+
+@pytest.mark.parametrize("role", [[], ["student", "student"], ["student", "pupil"], 3])
+def test_roles_that_are_none_are_refused(role):
+    with pytest.raises(SearchSpaceError, match=r"choices\.agents\.role: got "):
+        row = {"role": role, "initial": "policy", "values": ["policy", "cutmix"]}
+        parse_space({"ops": {"invert": {}}, "choices": {"agents": row}}, where="space")

@@ -3,9 +3,11 @@
 import re
 from io import StringIO
 
+import pytest
 from made_searches import made_rule, play
 from rich.console import Console
 
+from rolekd_ray.policy.lineage import effective_lineages
 from rolekd_ray.reporting.console import SearchProgress
 from rolekd_ray.search.ledger import Ledger
 
@@ -25,6 +27,7 @@ def test_one_line_per_exploit_with_who_copies_whom(tmp_path):
     ledger.close()
     first, *lines = text.getvalue().strip("\n").split("\n")
     assert first == "search: student: 12 members x 10 epochs, a decision every 3"
+    lines = [line for line in lines if not line.endswith("alive")]
     pattern = r"  epoch +(\d+)  member +(\d+) \((0\.\d{4})\) copies member +(\d+) \((0\.\d{4})\) and mutates"
     assert all(len(line) <= 80 for line in lines)
     found = [re.fullmatch(pattern, line).groups() for line in lines]
@@ -42,6 +45,29 @@ def test_one_line_per_exploit_with_who_copies_whom(tmp_path):
         for job in copies
     }
     assert set(found) == expected
+
+
+def test_one_line_per_generation_says_how_many_lineages_are_left(tmp_path):
+    ledger, _, text = watched(tmp_path, population_size=12)
+    play(ledger, 40)
+    ledger.drop(11, "fire")  # which the last but one generation waited for
+    play(ledger)
+    ledger.close()
+    population = ledger.population
+    assert re.findall(r"^  epoch +(\d+)  best (0\.\d{4}), (\d+) of 12 lineages alive$", text.getvalue(), re.M) == [
+        (str(end), f"{max(scores.values()):.4f}", str(effective_lineages(population, generation)))
+        for (generation, scores), end in zip(sorted(population.scores.items()), (3, 6, 9, 10), strict=True)
+    ]
+    assert effective_lineages(population, 0) == 12 > effective_lineages(population, 3)
+
+
+@pytest.mark.parametrize("explorer, words", [("factor", "and mutates"), ("optuna", "and takes what was proposed")])
+def test_an_exploit_says_what_follows_it(tmp_path, explorer, words):
+    ledger, _, text = watched(tmp_path, explorer=explorer)
+    play(ledger, 8)
+    ledger.close()
+    copies = [line for line in text.getvalue().splitlines() if "copies" in line]
+    assert len(copies) == 2 and all(line.endswith(words) for line in copies)
 
 
 def test_nothing_of_the_past_is_printed(tmp_path):

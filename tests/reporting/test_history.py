@@ -36,6 +36,10 @@ def check_against_the_log(folder, ledger):
     found = {(row["member"], row["generation"]): row for row in rows(folder)}
     records = [record for record in read_log(folder) if record["kind"] == "score"]
     assert len(rows(folder)) == len(found) == len(records)
+
+    def founder(member, generation):
+        return member if generation == 0 else founder(found[member, generation]["donor"], generation - 1)
+
     for record in records:
         job = ledger.population.jobs[record["member"], record["generation"]]
         row = found[job.member, job.generation]
@@ -43,6 +47,7 @@ def check_against_the_log(folder, ledger):
             job.end_epoch, job.donor, record["score"], record["time"]
         )  # fmt: skip
         assert {name: row[name] for name in record["metrics"]} == record["metrics"]
+        assert row["lineages"] == len({founder(*place) for place in found if place[1] == job.generation})
         for role, policy in job.policies.items():
             problems = []
             settings = policy_from_list(row[f"{role}/policy"], SPACE, "row", problems)
@@ -83,7 +88,7 @@ def test_all_generations_read_as_one_table(tmp_path, synchronous):
     ledger.close()
     names = ["member", "generation", "epoch", "donor", "score", "time", "loss"]
     policies = ["teacher/policy", "teacher/weight_decay", "student/policy", "student/temperature"]
-    policies.append("policy_distance")
+    policies += ["policy_distance", "lineages"]
     assert {tuple(row) for row in rows(tmp_path)} == {(*names, *policies)}
     assert {row["donor"] for row in rows(tmp_path) if row["generation"] == 0} == {None}
 

@@ -7,6 +7,7 @@ import pytest
 from made_searches import SPACE, made_rule, play
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rolekd_ray.policy.lineage import effective_lineages
 from rolekd_ray.policy.policy import OpSetting, Policy
 from rolekd_ray.policy.space import ChoiceSpec
 from rolekd_ray.reporting.tensorboard import TensorBoard, policy_scalars
@@ -15,9 +16,10 @@ from rolekd_ray.search.ledger import Ledger
 from rolekd_ray.search.log import read_log
 
 
-def curves(folder: Path, member: int) -> dict[str, list[tuple[int, float, float]]]:
-    """Tag -> points (epoch, value, seconds since 1970)."""
-    events = EventAccumulator(str(folder / "tensorboard" / f"member-{member:03d}"), size_guidance={"scalars": 0})
+def curves(folder: Path, member: int | str) -> dict[str, list[tuple[int, float, float]]]:
+    """Tag -> points (epoch, value, seconds since 1970), of a member or of a curve by name."""
+    name = member if isinstance(member, str) else f"member-{member:03d}"
+    events = EventAccumulator(str(folder / "tensorboard" / name), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value, e.wall_time) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
@@ -62,6 +64,20 @@ def test_curves_hold_donors_and_policies(finished):
         temperatures = [job.policies["student"].scalars["temperature"] for job in jobs]
         assert [value for _, value, _ in found["student/temperature"]] == pytest.approx(temperatures, rel=1e-6)
         assert "teacher/temperature" not in found and "teacher/weight_decay" in found
+
+
+def test_a_curve_of_the_population_holds_its_lineages(finished, tmp_path):
+    folder, population = finished
+    found = curves(folder, "population")["lineages"]
+    assert [(step, value) for step, value, _ in found] == [
+        (end, effective_lineages(population, generation)) for generation, end in enumerate([3, 6, 9, 10])
+    ]
+    assert found[0][1] == 4 > found[-1][1]
+    ledger = Ledger(tmp_path, made_rule(population_size=4), [TensorBoard(tmp_path)])
+    play(ledger, 3)
+    ledger.drop(3, "fire")  # whom the generation waited for
+    ledger.close()
+    assert [(step, value) for step, value, _ in curves(tmp_path, "population")["lineages"]] == [(3, 3)]
 
 
 def test_a_policy_as_numbers():

@@ -22,7 +22,8 @@ def settings(*overrides):
     return load_settings("quickstart", overrides)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "cifar10_pba", "cifar10_reduced", "cifar100_rolekd", "cifar100_rk2020"])
+@pytest.mark.parametrize("name", ["quickstart", "cifar10_pba", "cifar10_reduced", "cifar100_rolekd", "cifar100_rk2020",
+                                  "cifar10_agents", "cifar100_cutmixpick"])  # fmt: skip
 def test_shipped_names_are_known(name):
     check_names(load_settings(name))
 

@@ -17,7 +17,9 @@ from rolekd_ray.roles import Role
 
 Network = Callable[[Tensor], Tensor]
 """(n, C, H, W) float32 normalised -> logits (n, K), in evaluation mode; one of another dtype casts for itself."""
-EVOLVABLE = ("learning_rate", "lower", "upper", "student_weight", "teacher_weight")
+CHANGES_TEMPERATURE = 1.0
+"""Softened as for distillation, at 4, the answers of a student half way and of its teacher change alike."""
+EVOLVABLE = ("learning_rate", "lower", "upper", "max_steps", "student_weight", "teacher_weight")
 """Settings that `configure` takes."""
 
 
@@ -83,17 +85,18 @@ class LearnedAgent(nn.Module):
             ConfigError: an unknown setting, or a value out of its range; nothing was changed.
         """
         problems = [unknown_name("learned", "setting", name, EVOLVABLE) for name in settings if name not in EVOLVABLE]
+        rules = {"learning_rate": "above 0", "max_steps": "1 or above"}
         for name, value in settings.items():
-            if name in ("learning_rate", "student_weight", "teacher_weight"):
-                least = value > 0 if name == "learning_rate" else value >= 0
-                expected = "above 0" if name == "learning_rate" else "0 or above"
-                problems += (
-                    [] if least and math.isfinite(value) else [f"learned: {name}: got {value}; expected {expected}"]
-                )
+            if name not in EVOLVABLE or name in ("lower", "upper"):  # the gate checks these
+                continue
+            rule = rules.get(name, "0 or above")
+            fits = value > 0 if name == "learning_rate" else value >= (1 if name == "max_steps" else 0)
+            problems += [] if fits and math.isfinite(value) else [f"learned: {name}: got {value}; expected {rule}"]
         if problems:
             raise ConfigError(*problems)
         if settings.keys() & {"lower", "upper"}:
             self.gate.move(settings.get("lower", self.gate.lower), settings.get("upper", self.gate.upper))
+        self.gate.max_steps = int(settings.get("max_steps", self.gate.max_steps))
         if "learning_rate" in settings:
             self.optimizer.param_groups[0]["lr"] = settings["learning_rate"]
         self.student_weight = settings.get("student_weight", getattr(self, "student_weight", 1.0))
@@ -132,7 +135,7 @@ class LearnedAgent(nn.Module):
 
         Nothing else changes: gradients are taken with respect to the augmentor alone, so networks keep the `.grad`
         they had, frozen or not. Each step draws noise of its own. Every worker must call it, and each ends with the
-        same parameters.
+        same parameters. A gradient that is not finite spoils them: the caller looks at `objective`, as at any loss.
 
         Args:
             views: (n, C, H, W) float32 normalised, before this agent.
@@ -143,7 +146,7 @@ class LearnedAgent(nn.Module):
             epoch: epoch of the training, from 0.
             student: run twice, on views and on changed views; its gradient flows through the latter.
             teacher: the same; frozen or not.
-            temperature: T of both changes and of the loss.
+            temperature: T of the loss that the gate is told.
             gather: all workers' rows of this worker's, as `training.sharding.Sharding.gather`; default: a worker alone.
             add_up: replaces gradients by their sums over workers, in place; default: a worker alone.
 
@@ -159,7 +162,7 @@ class LearnedAgent(nn.Module):
         with torch.enable_grad():
             changed = self.augmentor(views.detach(), noise)
             student_view, teacher_view = (gather(network(changed).float(), count) for network in (student, teacher))
-            own, its = changes(student_clean, student_view, teacher_clean, teacher_view, temperature)
+            own, its = changes(student_clean, student_view, teacher_clean, teacher_view, CHANGES_TEMPERATURE)
             objective = self.student_weight * own - self.teacher_weight * its
             gradients = list(torch.autograd.grad(objective, self._learned))
         add_up(gradients)

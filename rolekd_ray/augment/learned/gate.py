@@ -14,7 +14,9 @@ LEAST_GAP = 0.2
 class Gate:
     """Alternates phases: the student learns until it errs little on the views, the augmentor until it errs much.
 
-    Between the thresholds nothing flips (hysteresis). It begins with the student.
+    Between the thresholds nothing flips (hysteresis). It begins with the student. A phase of the student lasts at least
+    as long as the augmentor's before it did, so the augmentor never takes more than half of the steps, also where it
+    cannot raise the student's loss.
 
     Args:
         lower: the student's phase ends with a loss below it; nats, at least 0.
@@ -34,6 +36,8 @@ class Gate:
         self.max_steps = max_steps
         self.phase: Phase = "student"
         self.phase_steps = 0
+        self.owed = 0
+        """Steps of the augmentor's last phase."""
         self.phases = {"student": 1, "augmentor": 0}
         """Phases begun."""
         self.steps = {"student": 0, "augmentor": 0}
@@ -48,10 +52,11 @@ class Gate:
         self.steps[self.phase] += 1
         self.phase_steps += 1
         if self.phase == "student":
-            done = student_loss < self.lower
+            done = student_loss < self.lower and self.phase_steps >= self.owed
         else:
             done = student_loss > self.upper or self.phase_steps >= self.max_steps
         if done:
+            self.owed = self.phase_steps if self.phase == "augmentor" else self.owed
             self.phase = "augmentor" if self.phase == "student" else "student"
             self.phase_steps = 0
             self.phases[self.phase] += 1

@@ -167,7 +167,7 @@ class VaeAugmentor(nn.Module):
 
     def _edited(self, views: Tensor, edits: Tensor) -> Tensor:
         lacking = _CHUNK - len(views)
-        views, edits = (F.pad(part, (0, 0) * 3 + (0, lacking)) for part in (views, edits))
+        views, edits = (F.pad(part, (0, 0) * 3 + (0, lacking)).contiguous() for part in (views, edits))
         latents = self.vae.encode(views)[0] + edits * self.vae.spread
         return self.vae.decode(latents)[: _CHUNK - lacking]
 

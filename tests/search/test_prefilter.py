@@ -1,0 +1,61 @@
+"""Which candidates a search begins with."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rolekd_ray.augment.t_stddev import TStddev
+from rolekd_ray.augment.t_stddev_meter import TStddevMeter
+from rolekd_ray.errors import ConfigError
+from rolekd_ray.search.prefilter import filtered
+
+
+def template() -> TStddev:
+    meter = TStddevMeter(2, teacher="stub")
+    for step in range(10):
+        meter.add(*(torch.tensor([[float(step), 0.0]]),) * 2)
+    return meter.result()
+
+
+TEMPLATE = replace(template(), confidence=0.9)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from([1.0, 2.0, 3.0]), st.sampled_from([-0.1, 0.0, 0.3, 0.8]), st.booleans()), min_size=1
+    ),
+    data=st.data(),
+)
+def test_the_lowest_of_those_that_pass_then_those_that_keep_most(rows, data):
+    count = data.draw(st.integers(1, len(rows)))
+    scores = [replace(TEMPLATE, score=score, confidence=0.9 if sure else 0.55) for score, _, sure in rows]
+    got = filtered(range(len(rows)), scores, [kept for _, kept, _ in rows], count)
+    # Reference: insertion by comparing pairs, one rule after the other
+    order: list[int] = []
+    for place, (score, kept, sure) in enumerate(rows):
+        passes = kept >= 0.2 and sure  # 0.55 is a tenth of the way from 1/2 to 1
+        at = 0
+        while at < len(order):
+            other_score, other_kept, other_sure = rows[order[at]]
+            other_passes = other_kept >= 0.2 and other_sure
+            within = score < other_score if passes else kept > other_kept
+            before = within if passes == other_passes else passes
+            if before:
+                break
+            at += 1
+        order.insert(at, place)
+    assert got == order[:count]
+
+
+def test_a_destroying_candidate_is_not_chosen_for_its_low_score():
+    scores = [replace(TEMPLATE, score=score) for score in (0.1, 5.0, 4.0)]
+    assert filtered(["grey", "weak", "strong"], scores, [0.0, 1.0, 0.6], 2) == ["strong", "weak"]
+    assert filtered(["grey", "weak", "strong"], scores, [0.0, 1.0, 0.6], 2, floor=0.0) == ["grey", "strong"]
+
+
+def test_scores_of_several_measurements_are_refused():
+    with pytest.raises(ConfigError, match="cannot compare 'candidate 0' and 'candidate 1': seed"):
+        filtered("ab", [TEMPLATE, replace(TEMPLATE, seed=1)], [1.0, 1.0], 1)
