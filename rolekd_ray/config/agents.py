@@ -91,7 +91,9 @@ class LearnedSettings(Section):
     teacher_weight: NotNegative = 1.0
 
     @model_validator(mode="after")
-    def _in_order(self) -> "LearnedSettings":
+    def _consistent(self) -> "LearnedSettings":
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"parts: got {list(self.parts)}; expected each once")
         if self.lower >= self.upper:
             raise ValueError(f"lower: got {self.lower:g}; expected one below upper, {self.upper:g}")
         return self
