@@ -56,7 +56,8 @@ class PickSettings(Section):
     """Of several candidates per image, the hardest are learned from."""
 
     runs: Count = 2
-    """Candidates per image."""
+    """Candidates per image, each with draws of its own in all agents and the base augmentation; the code of arXiv
+    2012.02909 mixes one view so many times."""
     keep: Annotated[int, Field(ge=2)] | None = None
     """How many of all candidates of a batch; None: `fraction` says."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
