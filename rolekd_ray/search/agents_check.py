@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from rolekd_ray.augment.learned.vae import SIZES as VAE_SIZES
 from rolekd_ray.config import RoleAgents, Settings
 from rolekd_ray.config.agents import evolvable_names, evolvable_problem
 from rolekd_ray.distill.registry import known_methods
@@ -11,6 +12,7 @@ from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
 from rolekd_ray.training.batch import decides
+from rolekd_ray.training.chains import may_hold
 
 MIXING = ("mixup", "cutmix")
 
@@ -48,6 +50,21 @@ def blank_problems(settings: Settings, image_size: tuple[int, int]) -> list[str]
         f"{key}: got {pixels}, which covers all of every image of {height}x{width} pixels; expected less than {least}"
         for key, pixels in given.items()
         if pixels >= least
+    ]
+
+
+def size_problems(settings: Settings, image_size: tuple[int, int]) -> list[str]:
+    """Return what is wrong with the agents for images of a height and width in pixels."""
+    role, space = decides(settings.distill.view_mode), settings.search_space()
+    agents: RoleAgents = getattr(settings.agents, role)
+    height, width = image_size
+    if not may_hold("learned", agents, space, role) or "vae" not in agents.learned.parts:
+        return []
+    if height == width and height in VAE_SIZES:
+        return []
+    return [
+        f"agents.{role}.learned.parts: got vae for images of {height} x {width} pixels; expected square ones, whose "
+        f"side is a multiple of {VAE_SIZES.step} from {VAE_SIZES[0]} to {VAE_SIZES[-1]}"
     ]
 
 
