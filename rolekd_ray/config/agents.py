@@ -57,9 +57,10 @@ class PickSettings(Section):
 
     runs: Count = 2
     """Candidates per image."""
-    keep: Count | None = None
+    keep: Annotated[int, Field(ge=2)] | None = None
     """How many of all candidates of a batch; None: `fraction` says."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of all candidates of a batch; never fewer than two, for BatchNorm cannot use one image."""
     criterion: Literal["teacher_entropy", "student_entropy", "divergence", "dissimilarity"] = "teacher_entropy"
     scope: Literal["pool", "anchor"] = "pool"
     """The hardest of the whole batch's candidates, or of each image's own."""

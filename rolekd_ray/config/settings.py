@@ -100,6 +100,9 @@ class SearchSettings(Section):
     """`zero`: the paper's, no op fires. `sobol`: spread evenly over the space. `schedule`, `run`: of `initial_from`."""
     initial_from: Annotated[Place, PlainValidator(place), PlainSerializer(str)] | None = None
     """A schedule file, or a run whose best members' policies are taken."""
+    initial_filter: bool = False
+    """Of the student's first policies, `random` or `sobol`, four times as many are drawn, and those are kept that have
+    the lowest T. stddev for a finished teacher and leave it sure of what it sees (docs/diagnose.md)."""
     explorer: Literal["pba", "factor", "optuna"] = "pba"
     """What follows the copying of a better member. `pba`: the paper's mutation. `factor`: bins times 0.8 or 1.2.
     `optuna`: new policies, by what each interval so far has gained."""
@@ -159,6 +162,13 @@ class Settings(Section):
                 f"search.min_lineages: got {search.min_lineages}; expected at most {search.population_size}, the "
                 "population_size"
             )
+        if search.initial_filter and search.initial_policies not in ("random", "sobol"):
+            raise ValueError(
+                f"search.initial_filter: got true for initial_policies: {search.initial_policies}; expected random or "
+                "sobol"
+            )
+        if search.initial_filter and search.protocol == "coevolve":
+            raise ValueError("search.initial_filter: got true for protocol: coevolve, whose teacher is not finished")
         if (search.initial_policies in ("schedule", "run")) != (search.initial_from is not None):
             raise ValueError(
                 f"search.initial_from: got {search.initial_from} for initial_policies: {search.initial_policies}; "

@@ -29,6 +29,28 @@ def agent_problems(settings: Settings) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
+def blank_problems(settings: Settings, image_size: tuple[int, int]) -> list[str]:
+    """Return which settings make every training view one colour: a cutout that covers the image wherever it lies.
+
+    Args:
+        settings: of the run.
+        image_size: height and width of its images, in pixels.
+    """
+    given = {"base_augmentation.cutout_pixels": settings.base_augmentation.cutout_pixels}
+    for role in Role:
+        agents, space = getattr(settings.agents, role), settings.search_space()
+        fixed = all(scalar.name != "cutout.pixels" for scalar in space.scalars_of(role))
+        if fixed and any("cutout" in chain for chain in chains_of(agents, role, space)):
+            given[f"agents.{role}.cutout.pixels"] = agents.cutout.pixels
+    height, width = image_size
+    least = 2 * max(height, width)  # half of it lies before its centre, half from there on
+    return [
+        f"{key}: got {pixels}, which covers all of every image of {height}x{width} pixels; expected less than {least}"
+        for key, pixels in given.items()
+        if pixels >= least
+    ]
+
+
 def schedule_problems(settings: Settings, schedule: Schedule, role: Role, where: str) -> list[str]:
     """Return what is wrong with a schedule's chains of agents where it is replayed under other settings.
 

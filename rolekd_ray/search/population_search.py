@@ -1,6 +1,7 @@
 """One population search, from its rule to its best schedule."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from rolekd_ray.config import Settings
@@ -78,7 +79,12 @@ def search_population(
     # Absolute, for slots have working folders of their own
     given = tuple(where.absolute() for where in places(teacher)) or None
     task = Task(settings, (folder / STATES).absolute(), roles, given, fixed)
-    rule = rule_of(settings, roles, new=not has_log(folder))  # an older one keeps its own
+    new = not has_log(folder)
+    rule = rule_of(settings, roles, new=new)  # an older one keeps its own
+    if new and settings.search.initial_filter and roles == (Role.STUDENT,) and given is not None:
+        from rolekd_ray.search.prefilter import filtered_first
+
+        rule = replace(rule, first_policies=filtered_first(settings, given))
     with Ledger(folder, rule, observers, prolong=prolong) as ledger:
         population = ledger.population
         if prolong and settings.search.epochs < population.epochs:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import TypeVar
 
 import torch
@@ -12,9 +13,14 @@ from rolekd_ray.augment.t_stddev import TStddev, check_comparable
 from rolekd_ray.augment.t_stddev_meter import GROUP_STEPS
 from rolekd_ray.augment.view_guard import FLOOR, passes_guard
 from rolekd_ray.config import Settings
-from rolekd_ray.policy.policy import Policy
+from rolekd_ray.policy.jobs import Policies
+from rolekd_ray.policy.policy import Policy, random_policy
 from rolekd_ray.policy.space import SearchSpace
-from rolekd_ray.training.data import TrainingData
+from rolekd_ray.roles import Role
+from rolekd_ray.search.initial import sobol_policies
+from rolekd_ray.storage import Place
+from rolekd_ray.training.data import TrainingData, open_training_data
+from rolekd_ray.training.networks import load_teacher
 from rolekd_ray.training.teacher_answers import TeacherAnswers, new_teacher_answers
 from rolekd_ray.training.view_diagnosis import Answers, ViewDiagnosis, diagnose_views
 
@@ -119,3 +125,34 @@ def filtered_policies(
     """Return `count` of the candidates: `filtered` by what `measured_policies` finds; a function of all it is given."""
     found = measured_policies(candidates, teacher, settings=settings, data=data, space=space, device=device)
     return filtered(candidates, [one.t_stddev for one in found], [one.kept_beyond_chance for one in found], count)
+
+
+def filtered_first(settings: Settings, teacher: Place | tuple[Place, ...]) -> tuple[Policies, ...]:
+    """Return the student's first policies for a search: the best of four times as many, by a finished teacher.
+
+    Args:
+        settings: of the run; `search.initial_policies` says how they are drawn.
+        teacher: its checkpoint, or those of an ensemble.
+
+    Raises:
+        DataError: too few images.
+        CheckpointError: the teacher cannot be read.
+    """
+    space, search, device = settings.search_space(), settings.search, torch.device("cpu")
+    drawn = search.population_size * CANDIDATES_PER_MEMBER
+    if search.initial_policies == "sobol":
+        candidates = [at[Role.STUDENT] for at in sobol_policies(space, (Role.STUDENT,), drawn, settings.seed)]
+    else:
+        rngs = (Random(f"{settings.seed}/initial/filter/{number}") for number in range(drawn))
+        candidates = [random_policy(space, Role.STUDENT, rng) for rng in rngs]
+    data = open_training_data(settings.data, train=settings.data.train)
+    network = load_teacher(
+        teacher,
+        combine=settings.teacher.combine,
+        num_classes=data.image_set.num_classes,
+        channels=data.image_set.channels,
+    )
+    kept = filtered_policies(
+        candidates, search.population_size, network, settings=settings, data=data, space=space, device=device
+    )
+    return tuple({Role.STUDENT: policy} for policy in kept)

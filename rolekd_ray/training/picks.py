@@ -66,6 +66,7 @@ def picked(
     if keep is not None:
         keep = min(keep, count * settings.runs)  # an epoch's last batch may be short
     wanted = kept_count(count, settings.runs, keep=keep, fraction=settings.fraction, scope=settings.scope)
+    wanted = max(wanted, min(2, len(scores)))  # as of a whole batch: BatchNorm cannot use one image
     kept = pick(scores, batch=count, count=wanted, scope=settings.scope)
     for_student, for_teacher = _share(batch, view_mode, pairs, kept, sharding)
     labels = torch.cat([batch.targets(decides(view_mode), candidate=run) for run in range(settings.runs)])[kept]

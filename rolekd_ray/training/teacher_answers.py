@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rolekd_ray.augment.learned.agent import LearnedAgent
 from rolekd_ray.config import Settings
 from rolekd_ray.models.folding import fold_batchnorm
 from rolekd_ray.policy.space import SearchSpace
@@ -38,17 +39,18 @@ class TeacherAnswers:
         """Return logits (B, K) of x, the base augmentation alone; see `PlainAnswers`."""
         return _ask(self.teacher, self._batch(_PLAIN, indices, epoch).student_view)
 
-    def of_chain(self, chain: Chain, student: nn.Module | None = None) -> Answers:
-        """Return what answers to a chain's views, without anything learned.
+    def of_chain(self, chain: Chain, student: nn.Module | None = None, learned: LearnedAgent | None = None) -> Answers:
+        """Return what answers to a chain's views.
 
         Args:
             chain: at one time of a schedule.
             student: in evaluation mode; for picking that asks it.
+            learned: a member's; for a chain that holds one.
         """
-        assert chain.learned is None, "a learned agent's state is a member's"
+        assert (chain.learned is None) == (learned is None), "a learned agent's state is a member's"
 
         def answers(indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-            batch = self._batch(chain, indices, epoch)
+            batch = self._batch(chain, indices, epoch, learned)
             if chain.pick is None:
                 return _ask(self.teacher, batch.student_view), batch.at
             found = picked(
@@ -64,9 +66,9 @@ class TeacherAnswers:
 
         return answers
 
-    def _batch(self, chain: Chain, indices: Tensor, epoch: int) -> Batch:
+    def _batch(self, chain: Chain, indices: Tensor, epoch: int, learned: LearnedAgent | None = None) -> Batch:
         at = torch.arange(len(indices), device=indices.device)
-        return Batch(self.source, indices, at, epoch, dict.fromkeys(Role, chain))
+        return Batch(self.source, indices, at, epoch, dict.fromkeys(Role, chain), learned)
 
 
 def new_teacher_answers(

@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 
 from rolekd_ray.augment.t_stddev import TStddev
 from rolekd_ray.augment.t_stddev_meter import TStddevMeter
+from rolekd_ray.config import load_settings
 from rolekd_ray.errors import ConfigError
-from rolekd_ray.search.prefilter import filtered
+from rolekd_ray.roles import Role
+from rolekd_ray.search.initial import sobol_policies
+from rolekd_ray.search.population_search import search_population
+from rolekd_ray.search.prefilter import filtered, filtered_first
+from rolekd_ray.training.final import FinalTraining, train_final
 
 
 def template() -> TStddev:
@@ -59,3 +64,37 @@ def test_a_destroying_candidate_is_not_chosen_for_its_low_score():
 def test_scores_of_several_measurements_are_refused():
     with pytest.raises(ConfigError, match="cannot compare 'candidate 0' and 'candidate 1': seed"):
         filtered("ab", [TEMPLATE, replace(TEMPLATE, seed=1)], [1.0, 1.0], 1)
+
+
+def test_a_students_search_begins_with_the_filtered(tmp_path):
+    """What stands in its log is what the filter says of four times as many."""
+    settings = load_settings("quickstart", [
+        "data.validation=60", "final.epochs=2", "teacher.model=resnet8", "final.train=100",
+        "search.population_size=3", "search.epochs=1", "search.initial_policies=sobol", "search.initial_filter=true",
+        "data.train=100", "training.precision=float32", "student.model=resnet8",
+    ])  # fmt: skip
+    train_final(FinalTraining(settings, Role.TEACHER, tmp_path / "teacher"))
+    _, population = search_population(
+        tmp_path / "search", settings, (Role.STUDENT,), teacher=tmp_path / "teacher", local=True
+    )
+    first = [population.jobs[member, 0].policies[Role.STUDENT] for member in range(3)]
+    drawn = [at[Role.STUDENT] for at in sobol_policies(settings.search_space(), (Role.STUDENT,), 12, settings.seed)]
+    assert all(policy in drawn for policy in first) and len({str(policy) for policy in first}) == 3
+    assert first != drawn[:3]
+    again = filtered_first(settings, tmp_path / "teacher")
+    assert [policies[Role.STUDENT] for policies in again] == first
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            ["search.initial_policies=zero"],
+            "initial_filter: got true for initial_policies: zero; expected random or sobol",
+        ),
+        (["search.protocol=coevolve"], "initial_filter: got true for protocol: coevolve"),
+    ],
+)
+def test_where_it_can_filter_nothing_it_is_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        load_settings("quickstart", ["search.initial_filter=true", *given])

@@ -250,6 +250,14 @@ def test_what_is_kept_is_harder_than_the_pool(digits):
     assert kept.ratio.item() == pytest.approx((of_kept.mean() / entropy.mean()).item(), rel=1e-5) and kept.ratio > 1
 
 
+def test_of_a_few_candidates_two_are_kept(digits):
+    """VGG-8's BatchNorm has one value per channel and image here; of one image torch refuses to train."""
+    settings = settings_of("agents.student={chain: pick, pick: {fraction: 0.05}}", "student.model=vgg8")
+    trainer, learner = trainer_of(settings, digits, Counted()), learner_of(settings)
+    trainer = replace(trainer, indices=digits.train[:5])
+    assert trainer.train(learner, no_policies, end_epoch=1, total_epochs=1, stream="a")["student/loss"] > 0
+
+
 # ---- whole trainings
 
 
