@@ -37,6 +37,7 @@ SETTINGS = {
     "training": {"batch_size": 20, "precision": "float32"},
     "search": {"population_size": 4, "epochs": 4, "perturbation_interval_epochs": 1, "initial_policies": "random"},
     "final": {"train": 60},
+    "base_augmentation": {"cutout_pixels": 0},
     "space": {
         "ops": {"rotate": {"range": [0, 27], "signed": True}},
         "scalars": SCALARS,

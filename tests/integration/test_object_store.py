@@ -68,7 +68,9 @@ def test_a_search_in_a_store_equals_one_in_a_folder_and_can_be_looked_at(prefix,
     kept = objects(run)
     assert [name for name in kept if name.startswith("log/")] == [f"log/{n:08d}.json" for n in range(7)]
     assert {f"history/generation-{n:04d}.parquet" for n in range(3)} <= kept.keys()
-    assert {name.split("/")[1] for name in kept if name.startswith("tensorboard/")} == {"member-000", "member-001"}
+    assert {name.split("/")[1] for name in kept if name.startswith("tensorboard/")} == {
+        "member-000", "member-001", "population"
+    }  # fmt: skip
     assert {name.split("/")[1] for name in kept if name.startswith("states/")} == {"000-0002", "001-0002"}
     assert not [name for name in kept if "lock" in name], "leases are given back"
     assert not list(tmp_path.iterdir()), "nothing lies in a folder"
