@@ -124,6 +124,20 @@ def test_without_weight_the_second_branch_changes_no_loss(digits):
     assert both["student/hinton"].item() == pytest.approx(clean, rel=1e-5)
 
 
+def test_mixed_labels_are_weighed_by_their_setting(digits):
+    """ce · [CE(x) + mixed_labels · CE(x')], of x' with both images' labels, by hand."""
+    settings = settings_of("distill.branches={mixed_labels: 0.5}", "agents.student.chain=mixup")
+    teacher = build_network("resnet8", num_classes=10, channels=1, seed=9)
+    found, _, batch = one_step(settings, digits, teacher)
+    student = learner_of(settings).networks[Role.STUDENT].train()
+    views = [batch.view(Role.STUDENT, Role.STUDENT, plain=True), batch.student_view]
+    plain, mixed = student(torch.cat(views)).log_softmax(1).split(20)
+    mix, labels, each = batch.mix(Role.STUDENT), batch.source.labels, torch.arange(20)
+    own, other = (-mixed[each, labels[at]] for at in (batch.indices, mix.partners))
+    expected = -plain[each, labels[batch.indices]].mean() + 0.5 * (mix.share * own + (1 - mix.share) * other).mean()
+    assert found["student/cross_entropy"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("chain", ["mixup", "cutmix", "cutmix+pick"])
 def test_labels_reach_the_plain_branch_alone(digits, chain):
     settings = settings_of(BRANCHES, f"agents.student.chain={chain}")
@@ -170,6 +184,9 @@ def test_both_networks_inputs_are_mixed_alike(digits, mode, chain):
     }.get(mode, lambda at: views.view((), images[at], at, role=by, epoch=0))
     expected = mixing.apply(teachers(batch.indices), teachers(mix.partners), mix)
     assert torch.equal(for_teacher, expected)
+    if mode == "independent":  # the view from whose labels the teacher learns has the mix of its own chain
+        own = batch.mix(Role.TEACHER)
+        assert torch.equal(batch.teacher_view, mixing.apply(teachers(batch.indices), teachers(own.partners), own))
 
 
 def test_an_own_candidate_is_a_view_of_another_seed(digits):
@@ -177,6 +194,14 @@ def test_an_own_candidate_is_a_view_of_another_seed(digits):
     _, _, batch = one_step(settings, digits, build_network("resnet8", num_classes=10, channels=1, seed=9))
     first, second = (batch.view(Role.STUDENT, Role.STUDENT, candidate=run) for run in (0, 1))
     assert torch.equal(first, batch.student_view) and not torch.equal(first, second)
+    # The partner's half of it, too: both images are drawn anew
+    mix, chain = batch.mix(Role.STUDENT, candidate=1), batch.chains[Role.STUDENT]
+    assert not torch.equal(mix.partners, batch.mix(Role.STUDENT).partners)
+    own, other = (
+        batch.source.views.view(chain.pixels, batch.source.images[at], at, role=Role.STUDENT, epoch=0, candidate=1)
+        for at in (batch.indices, mix.partners)
+    )
+    assert torch.equal(second, chain.mixing.apply(own, other, mix))
 
 
 # ---- picking
@@ -259,6 +284,16 @@ def test_of_a_few_candidates_two_are_kept(digits):
 
 
 # ---- whole trainings
+
+
+@pytest.mark.parametrize("ends", [
+    "randaugment: {ops: 1, magnitude: 0}", "randaugment: {ops: 100, magnitude: 30}", "cutout: {pixels: 1}",
+    "cutout: {pixels: 32768}", "augmix: {severity: 1, width: 1, depth: -1, alpha: 0.01}",
+    "augmix: {severity: 10, width: 100, depth: 100, alpha: 100}",
+])  # fmt: skip
+def test_agents_take_what_the_settings_take(digits, ends):
+    settings = settings_of(f"agents.student={{chain: {ends.partition(':')[0]}, {ends}}}")
+    assert len(trainer_of(settings, digits, None).views.chain(settings.agents.student, NO_POLICY).pixels) == 1
 
 
 CHAINS = ["none", "randaugment", "trivial_augment_wide", "autoaugment", "augmix", "cutout", "mixup", "cutmix",
