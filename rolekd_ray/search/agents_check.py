@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from rolekd_ray.augment.learned.vae import SIZES
 from rolekd_ray.config import RoleAgents, Settings
 from rolekd_ray.config.agents import evolvable_names, evolvable_problem
 from rolekd_ray.distill.registry import known_methods
@@ -42,6 +43,21 @@ def schedule_problems(settings: Settings, schedule: Schedule, role: Role, where:
     policies = [segment.policy for segment in schedule.roles[role]]
     chains = dict.fromkeys(agents.evolved(policy.scalars, policy.choices).chain for policy in policies)
     return [f"{where}: {found}" for chain in chains for found in _chain_problems(settings, role, chain)]
+
+
+def image_problems(settings: Settings, image_size: tuple[int, int]) -> list[str]:
+    """Return what is wrong with the agents for images of this height and width: a VAE takes some squares alone."""
+    height, width = image_size
+    if height == width and height in SIZES:
+        return []
+    space = settings.search_space()
+    return [
+        f"agents.{role}.learned.parts: got vae for images of {height}x{width} pixels; expected squares with a side "
+        f"that is a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}"
+        for role in Role
+        for agents in [getattr(settings.agents, role)]
+        if "vae" in agents.learned.parts and any("learned" in chain for chain in chains_of(agents, role, space))
+    ]
 
 
 def chains_of(agents: RoleAgents, role: Role, space: SearchSpace) -> list[tuple[str, ...]]:

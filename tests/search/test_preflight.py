@@ -7,6 +7,7 @@ from cli_helpers import write_network
 from rolekd_ray.config import load_settings
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError, InputError
 from rolekd_ray.roles import Role
+from rolekd_ray.search.agents_check import image_problems
 from rolekd_ray.search.preflight import check_inputs, check_links, check_names, cost
 from rolekd_ray.training.chain import chain_of
 from rolekd_ray.training.final import FinalTraining, train_final
@@ -25,6 +26,21 @@ def settings(*overrides):
                                   "cifar10_agents", "cifar100_cutmixpick"])  # fmt: skip
 def test_shipped_names_are_known(name):
     check_names(load_settings(name))
+
+
+def test_a_vae_is_refused_for_images_that_it_does_not_take():
+    vae = "agents.student={chain: learned, learned: {parts: [vae]}}"
+    few = ("data.train=20", "data.validation=20", "final.train=20", "teacher.model=resnet8")
+    with pytest.raises(ConfigError) as error:
+        check_inputs(settings(vae, "data.image_size=10", *few))
+    assert error.value.problems == (
+        "agents.student.learned.parts: got vae for images of 10x10 pixels; expected squares with a side that is a "
+        "multiple of 4 from 8 to 64",
+    )
+    check_inputs(settings(vae, *few))
+    check_inputs(settings(vae.replace("chain: learned", "chain: policy"), "data.image_size=10", *few))
+    oblong = image_problems(settings(vae), (8, 12))
+    assert len(oblong) == 1 and "images of 8x12 pixels" in oblong[0]
 
 
 def test_all_unknown_names_are_reported_at_once_with_the_nearest():
