@@ -17,18 +17,18 @@ from pathlib import Path
 
 import torch
 from comparing import Job, difference, evaluated, put, side_by_side, spread, train
-from rolekd_ray.augment.rank_correlation import rank_correlation
-from rolekd_ray.augment.t_stddev import TStddev
-from rolekd_ray.training.teacher_answers import new_teacher_answers
-from rolekd_ray.training.view_diagnosis import diagnose_views
 
 import rolekd_ray
 from rolekd_ray import FinalTraining, Role, Settings, load_schedule, load_settings, start_run
+from rolekd_ray.augment.rank_correlation import rank_correlation
+from rolekd_ray.augment.t_stddev import TStddev
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.training.checkpoint import has_checkpoint, load_checkpoint
 from rolekd_ray.training.data import open_training_data
 from rolekd_ray.training.learned import new_learned
 from rolekd_ray.training.networks import load_network
+from rolekd_ray.training.teacher_answers import new_teacher_answers
+from rolekd_ray.training.view_diagnosis import diagnose_views
 
 PAGE = Path(__file__).parents[1] / "docs" / "agents.md"
 SEEDS = (0, 1, 2)

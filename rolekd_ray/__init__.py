@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rolekd_ray.roles import Role
     from rolekd_ray.search.diagnosis import diagnose
     from rolekd_ray.search.evaluation import evaluate_checkpoint
+    from rolekd_ray.search.pictures import draw_views
     from rolekd_ray.search.pipeline import Outcome, resume_run, start_run
     from rolekd_ray.training.chain import chain_of, train_chain
     from rolekd_ray.training.final import FinalTraining, train_final
@@ -33,6 +34,7 @@ __all__ = [
     "Settings",
     "chain_of",
     "diagnose",
+    "draw_views",
     "evaluate_checkpoint",
     "import_schedule",
     "load_schedule",
@@ -53,6 +55,7 @@ _HOMES = {
     "roles": ("Role",),
     "search.diagnosis": ("diagnose",),
     "search.evaluation": ("evaluate_checkpoint",),
+    "search.pictures": ("draw_views",),
     "search.pipeline": ("Outcome", "resume_run", "start_run"),
     "training.chain": ("chain_of", "train_chain"),
     "training.final": ("FinalTraining", "train_final"),

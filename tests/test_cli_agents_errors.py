@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_helpers import TINY, assert_refused, options, rolekd
+from cli_helpers import TINY, assert_refused, options, rolekd, write_images
 
 torch.set_num_threads(1)
 
@@ -47,6 +47,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "thresholds in the wrong order": (
         ("agents.student.learned={lower: 2, upper: 1}",),
         ("agents.student.learned.lower: got 2; expected one below upper, 1",),
+    ),
+    "a part twice": (
+        ("agents.student.learned.parts=[affine, affine]",),
+        ("agents.student.learned.parts: got ['affine', 'affine']; expected each once",),
     ),
     "a count where each image has a share": (
         ("agents.student.pick={keep: 4, scope: anchor}",),
@@ -158,9 +162,10 @@ OF_PYDANTIC = ("Value error", "Input should", "literal[", "function-", "constrai
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch, tmp_path_factory) -> Path:
     """An empty current folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ROLEKD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     return tmp_path
 
 
@@ -190,6 +195,19 @@ def test_a_file_is_named_with_the_keys_it_has():
     result = assert_refused(lambda: rolekd("check mine.yaml"))
     assert "mine.yaml: agents.student.chain: got 'mixup' before 'cutout'" in result.err
     assert "mine.yaml: agents.student.mixup.alpha: got 0" in result.err and len(result.err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("size", [(10, 10), (12, 8)])
+def test_images_that_the_vae_does_not_take(size):
+    """The search of the teacher, which would come first, does not start."""
+    write_images(Path("images"), size=lambda row: size)
+    words = "search --local --name a --set data.source=parquet --set data.path=images --set data.validation=10"
+    agents = "--set 'agents.student={chain: learned, learned: {parts: [vae]}}' --set data.train=20 --set final.train=20"
+    height, width = size[::-1]
+    assert_refused(
+        lambda: rolekd(f"{words} {agents}"),
+        f"agents.student.learned.parts: got vae for images of {height} x {width} pixels; expected square ones, whose",
+    )
 
 
 @pytest.mark.parametrize("text", ["[policy, cutmix]", "policy+cutmix", " [ policy , cutmix ] ", "policy + cutmix"])

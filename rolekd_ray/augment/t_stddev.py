@@ -61,8 +61,8 @@ class TStddev:
         sqrt(p (1 - p) / n · (N - n) / (N - 1)): the noise of class counts. p = 1/K; n, rows of one branch, for x'
         repeats x's images; the last factor, 1 if `images` is None, as an epoch draws without putting back.
 
-        Source: ours. For the published CIFAR-100 runs (arXiv 2012.02909) it is 0.00554, without the last factor
-        0.00556; measured were up to 0.00553, decoded from the authors' figures.
+        Source: our analysis. For the published CIFAR-100 runs it gives 0.00554 (0.00556 without the last factor); their
+        measured values, decoded from the authors' figures, are up to 0.00553.
         """
         rows = self.rows_per_group / self.branches
         chance = 1 / self.classes

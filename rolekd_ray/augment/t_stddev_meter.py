@@ -19,9 +19,9 @@ _MOST_TIMES = 12  # a group counts oftener with a chance below 2^-24, the grid o
 class TStddevMeter:
     """Takes a teacher's answers step by step, in memory that does not grow with the number of steps.
 
-    Source: arXiv 2012.02909, by the authors' code (`Good-DA-in-KD`): probabilities at temperature 1; every
-    `GROUP_STEPS` steps the rows of all blocks are averaged into a vector m of K; the score is mean_c std_k(m_k[c]),
-    unbiased. Groups run on from one epoch to the next; the last incomplete one is left out.
+    Source: the code of the authors of arXiv 2012.02909 (github.com/MingSun-Tse/Good-DA-in-KD): probabilities at
+    temperature 1; every `GROUP_STEPS` steps the rows of all blocks are averaged into a vector m of K; the score is
+    mean_c std_k(m_k[c]), unbiased. Groups run on from one epoch to the next; the last incomplete one is left out.
     Ours: one pass (Welford) in float64, for the code keeps all m; the bootstrap, by a Poisson(1) weight per group and
     replicate, a function of (seed, group, replicate) alone; entropy over x' only.
 

@@ -3,7 +3,7 @@
 from rolekd_ray.augment.t_stddev import TStddev
 
 FLOOR = 0.2
-"""Ours. Mixing agents, of whose views about half keep the teacher's class, are above it; destroyed images are at 0."""
+"""Ours: mixed views were seen at 0.25 and above, destroyed ones at 0; docs/diagnose.md has the numbers."""
 
 
 def passes_guard(result: TStddev, kept: float, floor: float = FLOOR) -> bool:

@@ -16,6 +16,7 @@ from rolekd_ray.cli.diagnosis import diagnose
 from rolekd_ray.cli.networks import evaluate, train
 from rolekd_ray.cli.runs import resume, run, search, status
 from rolekd_ray.cli.schedules import export_, import_
+from rolekd_ray.cli.views import views
 from rolekd_ray.errors import RolekdError
 
 EXAMPLE = """Search the augmentation with which a teacher network teaches a student network best.
@@ -35,7 +36,7 @@ cifar100_rk2020, cifar10_agents, cifar100_cutmixpick.
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=EXAMPLE, rich_markup_mode=None)
-for verb in (run, search, resume, status, export_, import_, train, evaluate, diagnose, check, doctor):
+for verb in (run, search, resume, status, export_, import_, train, evaluate, diagnose, views, check, doctor):
     app.command(verb.__name__.rstrip("_"))(verb)
 
 

@@ -57,7 +57,8 @@ class PickSettings(Section):
     """Of several candidates per image, the hardest are learned from."""
 
     runs: Count = 2
-    """Candidates per image."""
+    """Candidates per image, each with draws of its own in all agents and the base augmentation; the code of arXiv
+    2012.02909 mixes one view so many times."""
     keep: Annotated[int, Field(ge=2)] | None = None
     """How many of all candidates of a batch; None: `fraction` says."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -92,7 +93,9 @@ class LearnedSettings(Section):
     teacher_weight: NotNegative = 1.0
 
     @model_validator(mode="after")
-    def _in_order(self) -> "LearnedSettings":
+    def _consistent(self) -> "LearnedSettings":
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"parts: got {list(self.parts)}; expected each once")
         if self.lower >= self.upper:
             raise ValueError(f"lower: got {self.lower:g}; expected one below upper, {self.upper:g}")
         return self

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -40,13 +41,17 @@ def load_settings(path: Place | str | None = None, overrides: Sequence[str] = ()
     data = read_yaml(file, ConfigError)
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: expected a mapping of sections, got {data!r}")
+    return _with_absolute_paths(parse_settings(data, overrides, where=file.name, name=file.stem))
+
+
+def parse_settings(
+    data: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str, name: str = "inline"
+) -> Settings:
+    """Check plain data under overrides as settings; see `load_settings`."""
+    changed = deepcopy(dict(data))
     for override in overrides:
-        _apply_override(data, override)
-    return _with_absolute_paths(parse_settings(data, where=file.name, name=file.stem))
-
-
-def parse_settings(data: Mapping[str, Any], *, where: str, name: str = "inline") -> Settings:
-    """Check plain data as settings; see `load_settings`."""
+        _apply_override(changed, override)
+    data = changed
     if isinstance(data.get("space"), dict):
         data = {**data, "space": {"name": name, **data["space"]}}
     problems: list[str] = []

@@ -1,25 +1,30 @@
-"""TensorBoard curves of a search: one line per member."""
+"""TensorBoard curves of a search, one line per member; and pictures."""
 
+import io
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rolekd_ray.files import delete_tree
+from rolekd_ray.files import delete_tree, write_atomically
 from rolekd_ray.policy.jobs import Job, Perturbation
 from rolekd_ray.policy.lineage import effective_lineages
 from rolekd_ray.policy.population import Population
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.reporting.generations import EndedGenerations
+from rolekd_ray.reporting.pictures import png
 from rolekd_ray.storage import ObjectPath, Place
 
 FOLDER = "tensorboard"
 EVENTS = "events.out.tfevents.0"
+PICTURES = "views"
+"""Folder of pictures beside the members'. A search that is opened anew deletes it with the rest."""
 UPLOAD_SECONDS = 60
 
 
@@ -94,6 +99,32 @@ class TensorBoard:
             file = self._changed.pop()
             if isinstance(self.folder, ObjectPath):
                 (self.folder / file.parent.name / file.name).write_bytes(file.read_bytes())
+
+
+def add_pictures(folder: Place, pictures: Mapping[str, Image.Image], *, step: int) -> None:
+    """Add pictures to a folder that TensorBoard reads, by tag, in an event file of their own.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    now = time.time()
+    values = [
+        Summary.Value(
+            tag=tag,
+            image=Summary.Image(
+                width=picture.width, height=picture.height, colorspace=3, encoded_image_string=png(picture)
+            ),
+        )
+        for tag, picture in pictures.items()
+    ]
+    content = io.BytesIO()
+    for event in (
+        Event(wall_time=now, file_version="brain.Event:2"),
+        Event(wall_time=now, step=step, summary=Summary(value=values)),
+    ):
+        RecordWriter(content).write(event.SerializeToString())
+    # Objects cannot grow, so one per call; the names' order is that of time, in which TensorBoard reads them
+    write_atomically(folder / f"{EVENTS}.{time.time_ns()}", content.getvalue())
 
 
 def policy_scalars(role: str, policy: Any, space: SearchSpace) -> dict[str, float]:

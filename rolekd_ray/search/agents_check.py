@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rolekd_ray.augment.learned.vae import SIZES
+from rolekd_ray.augment.learned.vae import SIZES as VAE_SIZES
 from rolekd_ray.config import RoleAgents, Settings
 from rolekd_ray.config.agents import evolvable_names, evolvable_problem
 from rolekd_ray.distill.registry import known_methods
@@ -12,6 +12,7 @@ from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
 from rolekd_ray.training.batch import decides
+from rolekd_ray.training.chains import may_hold
 
 MIXING = ("mixup", "cutmix")
 
@@ -30,6 +31,43 @@ def agent_problems(settings: Settings) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
+def blank_problems(settings: Settings, image_size: tuple[int, int]) -> list[str]:
+    """Return which settings make every training view one colour: a cutout that covers the image wherever it lies.
+
+    Args:
+        settings: of the run.
+        image_size: height and width of its images, in pixels.
+    """
+    given = {"base_augmentation.cutout_pixels": settings.base_augmentation.cutout_pixels}
+    for role in Role:
+        agents, space = getattr(settings.agents, role), settings.search_space()
+        fixed = all(scalar.name != "cutout.pixels" for scalar in space.scalars_of(role))
+        if fixed and any("cutout" in chain for chain in chains_of(agents, role, space)):
+            given[f"agents.{role}.cutout.pixels"] = agents.cutout.pixels
+    height, width = image_size
+    least = 2 * max(height, width)  # half of it lies before its centre, half from there on
+    return [
+        f"{key}: got {pixels}, which covers all of every image of {height}x{width} pixels; expected less than {least}"
+        for key, pixels in given.items()
+        if pixels >= least
+    ]
+
+
+def size_problems(settings: Settings, image_size: tuple[int, int]) -> list[str]:
+    """Return what is wrong with the agents for images of a height and width in pixels."""
+    role, space = decides(settings.distill.view_mode), settings.search_space()
+    agents: RoleAgents = getattr(settings.agents, role)
+    height, width = image_size
+    if not may_hold("learned", agents, space, role) or "vae" not in agents.learned.parts:
+        return []
+    if height == width and height in VAE_SIZES:
+        return []
+    return [
+        f"agents.{role}.learned.parts: got vae for images of {height} x {width} pixels; expected square ones, whose "
+        f"side is a multiple of {VAE_SIZES.step} from {VAE_SIZES[0]} to {VAE_SIZES[-1]}"
+    ]
+
+
 def schedule_problems(settings: Settings, schedule: Schedule, role: Role, where: str) -> list[str]:
     """Return what is wrong with a schedule's chains of agents where it is replayed under other settings.
 
@@ -43,21 +81,6 @@ def schedule_problems(settings: Settings, schedule: Schedule, role: Role, where:
     policies = [segment.policy for segment in schedule.roles[role]]
     chains = dict.fromkeys(agents.evolved(policy.scalars, policy.choices).chain for policy in policies)
     return [f"{where}: {found}" for chain in chains for found in _chain_problems(settings, role, chain)]
-
-
-def image_problems(settings: Settings, image_size: tuple[int, int]) -> list[str]:
-    """Return what is wrong with the agents for images of this height and width: a VAE takes some squares alone."""
-    height, width = image_size
-    if height == width and height in SIZES:
-        return []
-    space = settings.search_space()
-    return [
-        f"agents.{role}.learned.parts: got vae for images of {height}x{width} pixels; expected squares with a side "
-        f"that is a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}"
-        for role in Role
-        for agents in [getattr(settings.agents, role)]
-        if "vae" in agents.learned.parts and any("learned" in chain for chain in chains_of(agents, role, space))
-    ]
 
 
 def chains_of(agents: RoleAgents, role: Role, space: SearchSpace) -> list[tuple[str, ...]]:

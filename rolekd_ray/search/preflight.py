@@ -10,7 +10,7 @@ from rolekd_ray.data.sources import SOURCES
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError
 from rolekd_ray.models.zoo import build_network, check_network
 from rolekd_ray.roles import Role
-from rolekd_ray.search.agents_check import agent_problems, image_problems
+from rolekd_ray.search.agents_check import agent_problems, blank_problems, size_problems
 from rolekd_ray.search.distillation_check import check_layers, distillation_problems, layer_problems
 from rolekd_ray.search.initial import first_policies
 from rolekd_ray.storage import Place
@@ -61,7 +61,8 @@ def check_inputs(
     problems = _network_problems(
         settings, lambda name: check_network(name, **sizes, image_size=data.image_set.image_size)
     )
-    problems += image_problems(settings, data.image_set.image_size)
+    problems += blank_problems(settings, data.image_set.image_size)
+    problems += size_problems(settings, data.image_set.image_size)
     if problems:
         raise ConfigError(*problems)
     given, teacher = settings.teacher.checkpoints, None

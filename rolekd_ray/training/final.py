@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -241,7 +241,9 @@ def _begin(
             num_classes=image_set.num_classes,
             channels=image_set.channels,
         )
-    space = training.schedule.space if training.schedule is not None else training.settings.search_space()
+    # Without a schedule nothing evolves, so no chain but the settings' will come
+    without = replace(training.settings.search_space(), choices=())
+    space = training.schedule.space if training.schedule is not None else without
     trainer = new_trainer(training.settings, data, space, device, teacher, sharding)
     trainer.equip(learner, "final")
     for network in learner.networks.values():  # after what losses copy of them, which sees whole batches

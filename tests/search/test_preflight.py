@@ -4,10 +4,10 @@ import pytest
 import torch
 from cli_helpers import write_network
 
+from rolekd_ray.augment.static.cutout import Cutout
 from rolekd_ray.config import load_settings
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError, InputError
 from rolekd_ray.roles import Role
-from rolekd_ray.search.agents_check import image_problems
 from rolekd_ray.search.preflight import check_inputs, check_links, check_names, cost
 from rolekd_ray.training.chain import chain_of
 from rolekd_ray.training.final import FinalTraining, train_final
@@ -26,21 +26,6 @@ def settings(*overrides):
                                   "cifar10_agents", "cifar100_cutmixpick"])  # fmt: skip
 def test_shipped_names_are_known(name):
     check_names(load_settings(name))
-
-
-def test_a_vae_is_refused_for_images_that_it_does_not_take():
-    vae = "agents.student={chain: learned, learned: {parts: [vae]}}"
-    few = ("data.train=20", "data.validation=20", "final.train=20", "teacher.model=resnet8")
-    with pytest.raises(ConfigError) as error:
-        check_inputs(settings(vae, "data.image_size=10", *few))
-    assert error.value.problems == (
-        "agents.student.learned.parts: got vae for images of 10x10 pixels; expected squares with a side that is a "
-        "multiple of 4 from 8 to 64",
-    )
-    check_inputs(settings(vae, *few))
-    check_inputs(settings(vae.replace("chain: learned", "chain: policy"), "data.image_size=10", *few))
-    oblong = image_problems(settings(vae), (8, 12))
-    assert len(oblong) == 1 and "images of 8x12 pixels" in oblong[0]
 
 
 def test_all_unknown_names_are_reported_at_once_with_the_nearest():
@@ -90,6 +75,28 @@ def test_wrong_inputs_are_refused_with_the_reason(overrides, words):
         check_inputs(settings(*overrides))
     assert words in str(error.value)
     assert isinstance(error.value, ConfigError | DataError | CheckpointError)
+
+
+def test_a_cutout_that_makes_every_view_one_colour_is_refused():
+    cutout = ("agents.student.chain=cutout", "agents.student.cutout.pixels")
+    blank = settings("base_augmentation.cutout_pixels=16", cutout[0], f"{cutout[1]}=17")
+    with pytest.raises(ConfigError) as error:
+        check_inputs(blank)
+    rule = "which covers all of every image of 8x8 pixels; expected less than 16"
+    assert error.value.problems == (
+        f"base_augmentation.cutout_pixels: got 16, {rule}",
+        f"agents.student.cutout.pixels: got 17, {rule}",
+    )
+    images, places = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(99, 1, 8, 8), torch.arange(99)
+    for pixels, whole in ((16, True), (15, False)):
+        views = Cutout(torch.tensor([7], dtype=torch.uint8), pixels=pixels)(
+            images, places, seed=0, role=Role.STUDENT, epoch=0
+        )
+        assert bool((views == 7).all()) == whole
+    check_inputs(settings("base_augmentation.cutout_pixels=15", cutout[0], f"{cutout[1]}=15"))
+    check_inputs(settings("agents.student.cutout.pixels=16"))  # not in the chain
+    evolving = "space.scalars={cutout.pixels: {initial: 4, range: [2, 20], role: student}}"
+    check_inputs(settings(evolving, cutout[0], f"{cutout[1]}=16"))
 
 
 def test_a_given_teacher_must_be_the_network_that_is_named(tmp_path):

@@ -21,6 +21,7 @@ from rolekd_ray.slots.worker import TrainingWorker
 from rolekd_ray.training.checkpoint import load_checkpoint
 from rolekd_ray.training.epochs import Trainer
 from rolekd_ray.training.final import FinalTraining, train_final
+from rolekd_ray.training.losses import without_agents
 from rolekd_ray.training.steps import Steps
 
 CHAINS = ("policy", "learned", "policy+learned+cutmix+pick")
@@ -179,6 +180,12 @@ def test_an_interval_that_was_cut_short_is_trained_again_to_the_same_bits(tmp_pa
     for each in jobs[1:]:
         one.train(each)
     assert all(same(state_of(tmp_path / "cut", each), state_of(tmp_path / "whole", each)) for each in jobs)
+
+
+def test_a_control_without_agents_has_no_learned_one(tmp_path, teacher):
+    """The space's chains are those of the search: fitting a VAE for nobody would cost seconds."""
+    train_final(FinalTraining(without_agents(settings_of()), Role.STUDENT, tmp_path / "plain", teacher=teacher))
+    assert load_checkpoint(tmp_path / "plain")[0].keys() == {"networks"}
 
 
 # ---- phases
