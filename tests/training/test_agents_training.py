@@ -227,6 +227,30 @@ def test_methods_of_features_run_the_teacher_on_the_picked_again(digits):
     assert teacher.passes == 4
 
 
+def test_features_are_those_of_their_branch(digits):
+    """Of one pass over both views each branch gets its own half."""
+    settings = settings_of(BRANCHES, "distill.losses={cross_entropy: 0.1, similarity: 1}",
+                           "distill.layers={similarity: {student: [stage3], teacher: [network.stage3]}}",
+                           "agents.student.chain=cutmix")  # fmt: skip
+    seen: list[torch.Tensor] = []
+    student = learner_of(settings).networks[Role.STUDENT].train()
+    student.get_submodule("stage3").register_forward_hook(lambda module, given, made: seen.append(made))
+    trainer, learner = trainer_of(settings, digits, Counted()), learner_of(settings)
+    trainer.equip(learner, 0)
+    learner.networks[Role.STUDENT].train()
+    views = trainer.views
+    chains = {role: views.chain(getattr(settings.agents, role), NO_POLICY) for role in Role}
+    batch = Batch(trainer.source, digits.train[:20], torch.arange(20), 0, chains)
+    steps = Steps(settings, learner, trainer.frozen_teacher, dtype=torch.float32, sharding=trainer.sharding,
+                  normalisation=(views.mean, views.std))  # fmt: skip
+    assert steps.distiller is not None
+    plain, augmented = steps.distiller.outputs(batch, temperature=4.0, progress=0.0)
+    student(torch.cat([batch.view(Role.STUDENT, Role.STUDENT, plain=True), batch.student_view]))
+    for outputs, expected in zip((plain, augmented), seen[0].split(20)):
+        assert outputs.features_student["stage3"].allclose(expected, atol=1e-5)
+    assert not plain.features_teacher["network.stage3"].equal(augmented.features_teacher["network.stage3"])
+
+
 @pytest.mark.parametrize("criterion", ["student_entropy", "divergence"])
 def test_scoring_leaves_no_trace_in_the_networks(digits, criterion):
     settings = settings_of("agents.student.chain=cutmix+pick", f"agents.student.pick.criterion={criterion}")
@@ -273,6 +297,39 @@ def test_what_is_kept_is_harder_than_the_pool(digits):
         of_kept = -(theirs * theirs.log()).sum(1)
     assert len(kept.places) == 15 and of_kept.sort().values.allclose(entropy.sort().values[-15:], atol=1e-6)
     assert kept.ratio.item() == pytest.approx((of_kept.mean() / entropy.mean()).item(), rel=1e-5) and kept.ratio > 1
+    # Answers, places and mixed labels are those of the kept ones, in their order
+    assert kept.logits_teacher.allclose(teacher(kept.for_teacher), atol=1e-4)
+    positions, classes = entropy.topk(15).indices.sort().values, torch.eye(10)
+    assert torch.equal(kept.places, positions % 20)
+    for row, position in enumerate(positions.tolist()):
+        run, place = divmod(position, 20)
+        mix = batch.mix(Role.STUDENT, candidate=run)
+        own, other = (batch.source.labels[at[place]] for at in (batch.indices, mix.partners))
+        expected = mix.share[place] * classes[own] + (1 - mix.share[place]) * classes[other]
+        assert kept.labels[row].allclose(expected, atol=1e-6)
+    branches = branches_of(
+        batch, "shared_student", plain=True, teach=teacher, learn=teacher, sharding=trainer.sharding, temperature=1.0,
+        keep_answers=False,
+    )  # fmt: skip
+    assert torch.equal(branches[0].indices, batch.indices)
+    assert torch.equal(branches[1].indices, batch.indices[kept.places])
+
+
+def test_dissimilarity_is_the_distance_to_the_plain_images(digits):
+    """Not to the candidates, whose first ones would then be at 0; by hand, pair by pair."""
+    settings = settings_of("agents.student.chain=cutmix+pick", "agents.student.pick.criterion=dissimilarity")
+    teacher = build_network("resnet8", num_classes=10, channels=1, seed=9).eval()
+    trainer = trainer_of(settings, digits, teacher)
+    chains = {role: trainer.views.chain(getattr(settings.agents, role), NO_POLICY) for role in Role}
+    batch = Batch(trainer.source, digits.train[:20], torch.arange(20), 0, chains)
+    with torch.no_grad():
+        kept = picked(batch, settings.agents.student.pick, "shared_student", teach=teacher, learn=teacher,
+                      sharding=trainer.sharding, temperature=1.0)  # fmt: skip
+        pool = torch.cat([batch.view(Role.STUDENT, Role.STUDENT, candidate=run) for run in range(2)])
+        plain = batch.view(Role.STUDENT, Role.STUDENT, plain=True)
+        own, originals = (teacher(views).double().softmax(1) for views in (pool, plain))
+    scores = torch.tensor([min(((one - other) ** 2).sum().item() for other in originals) for one in own])
+    assert torch.equal(kept.places, scores.topk(20).indices.sort().values % 20)
 
 
 def test_of_a_few_candidates_two_are_kept(digits):
