@@ -144,6 +144,19 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
          "space.choices.agents: got 'cutmix+pick', which mixes images; expected no dkd in distill.losses, which *",
          "space.choices.agents: got 'cutmix+pick', which mixes images; expected no crd in distill.losses, which *"),
     ),
+    "what no static agent takes": (
+        ("agents.student={chain: augmix, augmix: {width: 101, depth: 101}, randaugment: {ops: 101}, "
+         "cutout: {pixels: 32769}}",),
+        ("agents.student.augmix.width: got 101; expected less than or equal to 100.",
+         "agents.student.augmix.depth: got 101; expected less than or equal to 100.",
+         "agents.student.randaugment.ops: got 101; expected less than or equal to 100.",
+         "agents.student.cutout.pixels: got 32769; expected less than or equal to 32768."),
+    ),
+    "a range that no static agent takes": (
+        ("agents.student.chain=augmix",
+         f"space={{{OPS}, scalars: {{augmix.alpha: {{initial: 1, range: [0.001, 2]}}}}}}"),
+        ("space.scalars.augmix.alpha.range: got 0.001; expected greater than or equal to 0.01",),
+    ),
 }  # fmt: skip
 OF_PYDANTIC = ("Value error", "Input should", "literal[", "function-", "constrained", "validation error", "RoleAgents")
 

@@ -37,8 +37,8 @@ def rank_correlation(results: Mapping[str, TStddev], losses: Mapping[str, float]
     """Return how results agree with the losses of the students that learned under the same augmentations.
 
     The p-values treat augmentations as independent draws, which a hand-picked list is not: they say how often chance
-    alone would order so many so well, no more. Those of
-    ranks are exact up to eight augmentations, Pearson's supposes normal noise.
+    alone would order so many so well, no more. Spearman's is exact up to eight augmentations, Kendall's
+    where few are compared and no two are equal; Pearson's supposes normal noise.
 
     Args:
         results: by augmentation.

@@ -9,12 +9,13 @@ from rolekd_ray.config.base import Count, Fraction, NotNegative, Positive, Secti
 from rolekd_ray.policy.agents import chain_text, parse_chain
 
 AugmentorPart = Literal["affine", "colour", "vae"]
+UpTo100 = Annotated[int, Field(ge=1, le=100)]
 
 
 class RandAugmentSettings(Section):
     """Some random ops, all at one magnitude."""
 
-    ops: Count = 2
+    ops: UpTo100 = 2
     magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """Of 31 bins, as torchvision's."""
 
@@ -29,16 +30,16 @@ class AugMixSettings(Section):
     """The image mixed with chains of ops."""
 
     severity: Annotated[int, Field(ge=1, le=10)] = 3
-    width: Count = 3
-    depth: Annotated[int, Field(ge=-1)] = -1
+    width: UpTo100 = 3
+    depth: Annotated[int, Field(ge=-1, le=100)] = -1
     """Ops in a chain; below 1: one to three, drawn."""
-    alpha: Positive = 1.0
+    alpha: Annotated[float, Field(ge=0.01, le=100)] = 1.0
 
 
 class CutoutSettings(Section):
     """A square of mean colour."""
 
-    pixels: Count = 16
+    pixels: Annotated[int, Field(ge=1, le=1 << 15)] = 16
 
 
 class MixingSettings(Section):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rolekd_ray.augment.picking import needs_student
+from rolekd_ray.augment.picking import kept_count, needs_student
 from rolekd_ray.augment.rank_correlation import FEWEST, RankCorrelation, rank_correlation
 from rolekd_ray.augment.t_stddev_meter import GROUP_STEPS
 from rolekd_ray.augment.view_guard import passes_guard
@@ -113,12 +113,13 @@ def diagnose(
     check_device(settings)
     asked = _opened(settings, teacher, schedule)
     pool = asked.source.pool
+    batch_size = batch_size or max(1, min(BATCH, len(pool) // (_GROUPS_PER_EPOCH * GROUP_STEPS)))
+    _check_sizes(chains, settings, schedule, batch_size)
     tested = {}
     for name, folders in students.items():
         tell(f"students of {name}")
         tested[name] = [evaluate_checkpoint(folder, settings.data) for folder in folders]
     tell(f"the teacher's answers to {len(chains)} views, {epochs} epochs")
-    batch_size = batch_size or max(1, min(BATCH, len(pool) // (_GROUPS_PER_EPOCH * GROUP_STEPS)))
     name = " + ".join(map(str, places(teacher)))
     found = diagnose_views(
         asked.plain,
@@ -181,6 +182,25 @@ def _check(
     problems += [unknown_name("students", "agents", name, chains) for name in students if name not in chains]
     if problems:
         raise ConfigError(*problems)
+
+
+def _check_sizes(chains: Sequence[str], settings: Settings, schedule: Schedule | None, batch_size: int) -> None:
+    """Check that picking keeps as many views as there are images: T. stddev of fewer is not comparable with `none`.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    policy = _last_policies(schedule)[0][1]
+    pick = settings.agents.student.evolved(policy.scalars, policy.choices).pick
+    if not any("pick" in parse_chain(text, "", []) for text in chains):
+        return
+    kept = max(2, kept_count(batch_size, pick.runs, keep=pick.keep, fraction=pick.fraction, scope=pick.scope))
+    if kept != batch_size:
+        raise ConfigError(
+            f"agents.student.pick: keeps {kept} views of a batch of {batch_size} images, got runs {pick.runs}, "
+            f"fraction {pick.fraction:g}, keep {pick.keep}; expected as many as there are images, as fraction "
+            f"{1 / pick.runs:g} does: T. stddev of fewer or more cannot be compared"
+        )
 
 
 def _views_of(

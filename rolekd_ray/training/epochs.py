@@ -93,7 +93,10 @@ class Trainer:
 
     @cached_property
     def _vae(self) -> dict[str, Tensor]:
-        return fitted_vae(self.source, seed=self.settings.seed)
+        # By one worker for all: GPUs fit the same twice to other last bits, and views would depend on the worker
+        return self.sharding.decided_by_first(
+            lambda: {name: value.cpu() for name, value in fitted_vae(self.source, seed=self.settings.seed).items()}
+        )
 
     def train(
         self, learner: Learner, policies_at: PoliciesAt, *, end_epoch: int, total_epochs: int, stream: object

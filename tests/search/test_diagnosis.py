@@ -150,6 +150,16 @@ def test_picking_by_a_student_asks_that_student(trained):
     assert views[0] != views[1]
 
 
+@pytest.mark.parametrize("pick, kept", [("runs: 3", 15), ("keep: 4", 4), ("fraction: 1", 20)])
+def test_picking_of_another_number_than_there_are_images_is_refused_before_it_is_measured(trained, pick, kept):
+    told: list[str] = []
+    settings = tiny_settings(f"agents.student.pick={{{pick}}}")
+    words = rf"agents\.student\.pick: keeps {kept} views of a batch of 10 images, got .*; expected as many as"
+    with pytest.raises(ConfigError, match=words):
+        diagnose(settings, ["cutmix", "cutmix+pick"], teacher=trained / "teacher", tell=told.append)
+    assert not told
+
+
 def test_what_is_refused_is_refused_at_once_and_all_of_it(trained):
     with pytest.raises(ConfigError) as refused:
         diagnose(
@@ -179,6 +189,19 @@ def test_the_filter_takes_moving_policies_before_still_ones_and_destroyed_ones_l
     scores = [one.t_stddev.score for one in measured_policies(candidates, teacher, **given)]
     assert scores[1] < scores[2] < scores[0]
     assert filtered_policies(candidates, 3, teacher, **given) == [moving, still, destroyed]
+
+
+def test_the_filter_compares_policies_that_pick_more_and_fewer(trained):
+    """Each as if it kept as many views as there are images; T. stddev of other numbers has another level."""
+    settings = tiny_settings("agents.student.chain=policy+pick", "agents.student.pick.runs=3")
+    data = open_training_data(settings.data, train=100)
+    teacher, _ = load_network(trained / "teacher", Role.TEACHER)
+    given = {"settings": settings, "data": data, "space": settings.search_space(), "device": torch.device("cpu")}
+    shifts = (OpSetting("translate_x", 10, 5),)
+    scalars = ({"pick.fraction": 0.2}, {"pick.fraction": 1.0}, {"pick.keep": 3.0})
+    candidates = [*(Policy(shifts, values) for values in scalars), Policy(choices={"agents": "policy"})]
+    few, many, counted, still = (one.t_stddev for one in measured_policies(candidates, teacher, **given))
+    assert few == many == counted != still and len(filtered_policies(candidates, 2, teacher, **given)) == 2
 
 
 def test_the_filter_looks_at_images_of_all_classes(trained, monkeypatch):

@@ -11,6 +11,7 @@ from training_helpers import some_policy, tiny_settings
 
 from rolekd_ray.policy.policy import Policy
 from rolekd_ray.roles import Role
+from rolekd_ray.training import epochs
 from rolekd_ray.training.batchnorm import share_batchnorm
 from rolekd_ray.training.data import open_training_data
 from rolekd_ray.training.epochs import new_trainer
@@ -89,6 +90,20 @@ def trained(overrides: tuple[str, ...], roles: tuple[Role, ...], sharding: Shard
 def all_cases(sharding: Sharding) -> dict[str, dict[str, Any]]:
     torch.set_num_threads(1)
     return {name: trained(*case, sharding) for name, case in CASES.items()}
+
+
+def vae_of_a_worker(sharding: Sharding) -> float:
+    """As if fits differed, which on GPUs they do."""
+    settings = tiny_settings()
+    trainer = new_trainer(settings, open_training_data(settings.data, train=16), settings.search_space(), CPU, None,
+                          sharding)  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epochs, "fitted_vae", lambda source, seed: {"spread": torch.tensor(1.0 + sharding.rank)})
+        return trainer._vae["spread"].item()
+
+
+def test_all_workers_have_the_first_ones_vae():
+    assert in_group(2, vae_of_a_worker) == [1.0, 1.0]
 
 
 @pytest.fixture(scope="module")

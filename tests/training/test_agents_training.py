@@ -124,6 +124,20 @@ def test_without_weight_the_second_branch_changes_no_loss(digits):
     assert both["student/hinton"].item() == pytest.approx(clean, rel=1e-5)
 
 
+def test_mixed_labels_are_weighed_by_their_setting(digits):
+    """ce · [CE(x) + mixed_labels · CE(x')], of x' with both images' labels, by hand."""
+    settings = settings_of("distill.branches={mixed_labels: 0.5}", "agents.student.chain=mixup")
+    teacher = build_network("resnet8", num_classes=10, channels=1, seed=9)
+    found, _, batch = one_step(settings, digits, teacher)
+    student = learner_of(settings).networks[Role.STUDENT].train()
+    views = [batch.view(Role.STUDENT, Role.STUDENT, plain=True), batch.student_view]
+    plain, mixed = student(torch.cat(views)).log_softmax(1).split(20)
+    mix, labels, each = batch.mix(Role.STUDENT), batch.source.labels, torch.arange(20)
+    own, other = (-mixed[each, labels[at]] for at in (batch.indices, mix.partners))
+    expected = -plain[each, labels[batch.indices]].mean() + 0.5 * (mix.share * own + (1 - mix.share) * other).mean()
+    assert found["student/cross_entropy"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("chain", ["mixup", "cutmix", "cutmix+pick"])
 def test_labels_reach_the_plain_branch_alone(digits, chain):
     settings = settings_of(BRANCHES, f"agents.student.chain={chain}")
@@ -170,6 +184,9 @@ def test_both_networks_inputs_are_mixed_alike(digits, mode, chain):
     }.get(mode, lambda at: views.view((), images[at], at, role=by, epoch=0))
     expected = mixing.apply(teachers(batch.indices), teachers(mix.partners), mix)
     assert torch.equal(for_teacher, expected)
+    if mode == "independent":  # the view from whose labels the teacher learns has the mix of its own chain
+        own = batch.mix(Role.TEACHER)
+        assert torch.equal(batch.teacher_view, mixing.apply(teachers(batch.indices), teachers(own.partners), own))
 
 
 def test_an_own_candidate_is_a_view_of_another_seed(digits):
@@ -177,6 +194,14 @@ def test_an_own_candidate_is_a_view_of_another_seed(digits):
     _, _, batch = one_step(settings, digits, build_network("resnet8", num_classes=10, channels=1, seed=9))
     first, second = (batch.view(Role.STUDENT, Role.STUDENT, candidate=run) for run in (0, 1))
     assert torch.equal(first, batch.student_view) and not torch.equal(first, second)
+    # The partner's half of it, too: both images are drawn anew
+    mix, chain = batch.mix(Role.STUDENT, candidate=1), batch.chains[Role.STUDENT]
+    assert not torch.equal(mix.partners, batch.mix(Role.STUDENT).partners)
+    own, other = (
+        batch.source.views.view(chain.pixels, batch.source.images[at], at, role=Role.STUDENT, epoch=0, candidate=1)
+        for at in (batch.indices, mix.partners)
+    )
+    assert torch.equal(second, chain.mixing.apply(own, other, mix))
 
 
 # ---- picking
@@ -200,6 +225,30 @@ def test_methods_of_features_run_the_teacher_on_the_picked_again(digits):
     teacher = Counted()
     one_step(settings, digits, teacher)
     assert teacher.passes == 4
+
+
+def test_features_are_those_of_their_branch(digits):
+    """Of one pass over both views each branch gets its own half."""
+    settings = settings_of(BRANCHES, "distill.losses={cross_entropy: 0.1, similarity: 1}",
+                           "distill.layers={similarity: {student: [stage3], teacher: [network.stage3]}}",
+                           "agents.student.chain=cutmix")  # fmt: skip
+    seen: list[torch.Tensor] = []
+    student = learner_of(settings).networks[Role.STUDENT].train()
+    student.get_submodule("stage3").register_forward_hook(lambda module, given, made: seen.append(made))
+    trainer, learner = trainer_of(settings, digits, Counted()), learner_of(settings)
+    trainer.equip(learner, 0)
+    learner.networks[Role.STUDENT].train()
+    views = trainer.views
+    chains = {role: views.chain(getattr(settings.agents, role), NO_POLICY) for role in Role}
+    batch = Batch(trainer.source, digits.train[:20], torch.arange(20), 0, chains)
+    steps = Steps(settings, learner, trainer.frozen_teacher, dtype=torch.float32, sharding=trainer.sharding,
+                  normalisation=(views.mean, views.std))  # fmt: skip
+    assert steps.distiller is not None
+    plain, augmented = steps.distiller.outputs(batch, temperature=4.0, progress=0.0)
+    student(torch.cat([batch.view(Role.STUDENT, Role.STUDENT, plain=True), batch.student_view]))
+    for outputs, expected in zip((plain, augmented), seen[0].split(20)):
+        assert outputs.features_student["stage3"].allclose(expected, atol=1e-5)
+    assert not plain.features_teacher["network.stage3"].equal(augmented.features_teacher["network.stage3"])
 
 
 @pytest.mark.parametrize("criterion", ["student_entropy", "divergence"])
@@ -248,6 +297,39 @@ def test_what_is_kept_is_harder_than_the_pool(digits):
         of_kept = -(theirs * theirs.log()).sum(1)
     assert len(kept.places) == 15 and of_kept.sort().values.allclose(entropy.sort().values[-15:], atol=1e-6)
     assert kept.ratio.item() == pytest.approx((of_kept.mean() / entropy.mean()).item(), rel=1e-5) and kept.ratio > 1
+    # Answers, places and mixed labels are those of the kept ones, in their order
+    assert kept.logits_teacher.allclose(teacher(kept.for_teacher), atol=1e-4)
+    positions, classes = entropy.topk(15).indices.sort().values, torch.eye(10)
+    assert torch.equal(kept.places, positions % 20)
+    for row, position in enumerate(positions.tolist()):
+        run, place = divmod(position, 20)
+        mix = batch.mix(Role.STUDENT, candidate=run)
+        own, other = (batch.source.labels[at[place]] for at in (batch.indices, mix.partners))
+        expected = mix.share[place] * classes[own] + (1 - mix.share[place]) * classes[other]
+        assert kept.labels[row].allclose(expected, atol=1e-6)
+    branches = branches_of(
+        batch, "shared_student", plain=True, teach=teacher, learn=teacher, sharding=trainer.sharding, temperature=1.0,
+        keep_answers=False,
+    )  # fmt: skip
+    assert torch.equal(branches[0].indices, batch.indices)
+    assert torch.equal(branches[1].indices, batch.indices[kept.places])
+
+
+def test_dissimilarity_is_the_distance_to_the_plain_images(digits):
+    """Not to the candidates, whose first ones would then be at 0; by hand, pair by pair."""
+    settings = settings_of("agents.student.chain=cutmix+pick", "agents.student.pick.criterion=dissimilarity")
+    teacher = build_network("resnet8", num_classes=10, channels=1, seed=9).eval()
+    trainer = trainer_of(settings, digits, teacher)
+    chains = {role: trainer.views.chain(getattr(settings.agents, role), NO_POLICY) for role in Role}
+    batch = Batch(trainer.source, digits.train[:20], torch.arange(20), 0, chains)
+    with torch.no_grad():
+        kept = picked(batch, settings.agents.student.pick, "shared_student", teach=teacher, learn=teacher,
+                      sharding=trainer.sharding, temperature=1.0)  # fmt: skip
+        pool = torch.cat([batch.view(Role.STUDENT, Role.STUDENT, candidate=run) for run in range(2)])
+        plain = batch.view(Role.STUDENT, Role.STUDENT, plain=True)
+        own, originals = (teacher(views).double().softmax(1) for views in (pool, plain))
+    scores = torch.tensor([min(((one - other) ** 2).sum().item() for other in originals) for one in own])
+    assert torch.equal(kept.places, scores.topk(20).indices.sort().values % 20)
 
 
 def test_of_a_few_candidates_two_are_kept(digits):
@@ -259,6 +341,16 @@ def test_of_a_few_candidates_two_are_kept(digits):
 
 
 # ---- whole trainings
+
+
+@pytest.mark.parametrize("ends", [
+    "randaugment: {ops: 1, magnitude: 0}", "randaugment: {ops: 100, magnitude: 30}", "cutout: {pixels: 1}",
+    "cutout: {pixels: 32768}", "augmix: {severity: 1, width: 1, depth: -1, alpha: 0.01}",
+    "augmix: {severity: 10, width: 100, depth: 100, alpha: 100}",
+])  # fmt: skip
+def test_agents_take_what_the_settings_take(digits, ends):
+    settings = settings_of(f"agents.student={{chain: {ends.partition(':')[0]}, {ends}}}")
+    assert len(trainer_of(settings, digits, None).views.chain(settings.agents.student, NO_POLICY).pixels) == 1
 
 
 CHAINS = ["none", "randaugment", "trivial_augment_wide", "autoaugment", "augmix", "cutout", "mixup", "cutmix",

@@ -15,8 +15,8 @@ class Gate:
     """Alternates phases: the student learns until it errs little on the views, the augmentor until it errs much.
 
     Between the thresholds nothing flips (hysteresis). It begins with the student. A phase of the student lasts at least
-    as long as the augmentor's before it did, so the augmentor never takes more than half of the steps, also where it
-    cannot raise the student's loss.
+    as long as the augmentor's before it did, so the augmentor is ahead by less than one phase and in the long run takes
+    half of the steps at most, also where it cannot raise the student's loss.
 
     Args:
         lower: the student's phase ends with a loss below it; nats, at least 0.
