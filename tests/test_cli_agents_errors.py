@@ -144,6 +144,15 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
          "space.choices.agents: got 'cutmix+pick', which mixes images; expected no dkd in distill.losses, which *",
          "space.choices.agents: got 'cutmix+pick', which mixes images; expected no crd in distill.losses, which *"),
     ),
+    "a count beyond the pool of the fewest runs": (
+        ("agents.student={chain: pick, pick: {keep: 120}}",
+         f"space={{{OPS}, scalars: {{pick.runs: {{initial: 3, range: [2, 4]}}}}}}"),
+        ("agents.student.pick.keep: got 120; expected at most 100, the pool of 2 runs of 50 images",),
+    ),
+    "picking beside a peer": (
+        ("agents.student.chain=pick", "distill.losses={cross_entropy: 1, mutual: 1}"),
+        ("agents.student.chain: got pick in 'pick'; expected no mutual among distill.losses, whose teacher *",),
+    ),
     "what no static agent takes": (
         ("agents.student={chain: augmix, augmix: {width: 101, depth: 101}, randaugment: {ops: 101}, "
          "cutout: {pixels: 32769}}",),

@@ -340,6 +340,14 @@ def test_of_a_few_candidates_two_are_kept(digits):
     assert trainer.train(learner, no_policies, end_epoch=1, total_epochs=1, stream="a")["student/loss"] > 0
 
 
+def test_a_short_last_batch_keeps_what_it_has(digits):
+    """30 of 40 candidates; of the last batch's 4 candidates all."""
+    settings = settings_of("agents.student={chain: pick, pick: {keep: 30}}")
+    trainer, learner = trainer_of(settings, digits, Counted()), learner_of(settings)
+    trainer = replace(trainer, indices=digits.train[:22])
+    assert trainer.train(learner, no_policies, end_epoch=1, total_epochs=1, stream="a")["student/loss"] > 0
+
+
 # ---- whole trainings
 
 
