@@ -77,7 +77,8 @@ def measured_policies(
     """Return what a student's policies do to a finished teacher's answers: one look at `IMAGES` images.
 
     Each is looked at in the student's chain, or the one that it chooses itself; a learned agent in it, which has not
-    learned yet, and picking by a student, whom there is not yet, are left out.
+    learned yet, and picking by a student, whom there is not yet, are left out; other picking keeps one view per image,
+    whatever `pick.keep` and `pick.fraction` say.
 
     Args:
         candidates: of the student.
@@ -99,7 +100,7 @@ def measured_policies(
         indices,
         classes=data.image_set.num_classes,
         epochs=1,
-        batch_size=max(1, len(indices) // (GROUPS * GROUP_STEPS)),
+        batch_size=max(2, len(indices) // (GROUPS * GROUP_STEPS)),  # picking keeps two at least
         seed=settings.seed,
         teacher="the teacher",
     )
@@ -109,6 +110,8 @@ def measured_policies(
 def _answers(asked: TeacherAnswers, settings: Settings, policy: Policy) -> Answers:
     chain = asked.source.views.chain(settings.agents.student, [(1.0, policy)])
     pick = None if chain.pick is None or needs_student(chain.pick.criterion) else chain.pick
+    if pick is not None:  # the level of T. stddev depends on the rows of a group, so all candidates have as many
+        pick = pick.model_copy(update={"keep": None, "fraction": 1 / pick.runs})
     return asked.of_chain(replace(chain, learned=None, pick=pick))
 
 
