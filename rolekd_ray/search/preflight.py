@@ -61,6 +61,7 @@ def check_inputs(
     problems = _network_problems(
         settings, lambda name: check_network(name, **sizes, image_size=data.image_set.image_size)
     )
+    problems += _cutout_problems(settings, data.image_set.image_size)
     if problems:
         raise ConfigError(*problems)
     given, teacher = settings.teacher.checkpoints, None
@@ -196,6 +197,17 @@ def check_device(settings: Settings) -> None:
 def _check_test_split(data: DataSettings) -> None:
     if data.path is not None:  # the digits are bundled
         SOURCES[data.source](data.path, "test", data.download)
+
+
+def _cutout_problems(settings: Settings, image_size: tuple[int, int]) -> list[str]:
+    """Return what is wrong where every view would be blank: the defaults are made for images of 32 pixels."""
+    pixels, most = settings.base_augmentation.cutout_pixels, 2 * max(image_size)
+    if pixels < most:  # half of the square reaches from any centre to both edges otherwise
+        return []
+    return [
+        f"base_augmentation.cutout_pixels: got {pixels}; expected less than {most} (0: none), for a square "
+        f"twice as large as images of {image_size[0]}x{image_size[1]} pixels leaves nothing of them, wherever it lies"
+    ]
 
 
 def _network_problems(settings: Settings, check: Callable[[str], object]) -> list[str]:

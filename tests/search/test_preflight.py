@@ -4,6 +4,7 @@ import pytest
 import torch
 from cli_helpers import write_network
 
+from rolekd_ray.augment.base import BaseAugmentation
 from rolekd_ray.config import load_settings
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError, InputError
 from rolekd_ray.roles import Role
@@ -66,6 +67,7 @@ def test_right_inputs_give_the_training_data():
         (["data={source: parquet}"], "path"),
         (["teacher.model=squeezenet1_1"], "teacher.model: network 'squeezenet1_1': cannot take images of 8x8 pixels"),
         (["teacher.model=resnet21"], "Did you mean 'resnet"),
+        (["base_augmentation.cutout_pixels=16"], "base_augmentation.cutout_pixels: got 16; expected less than 16"),
         (["teacher.checkpoint=nowhere"], "nowhere: no such checkpoint"),
     ],
 )
@@ -74,6 +76,18 @@ def test_wrong_inputs_are_refused_with_the_reason(overrides, words):
         check_inputs(settings(*overrides))
     assert words in str(error.value)
     assert isinstance(error.value, ConfigError | DataError | CheckpointError)
+
+
+def test_the_greatest_cutout_that_is_taken_leaves_something_and_the_next_nothing():
+    data = check_inputs(settings("base_augmentation.cutout_pixels=15"))
+    images = torch.ones(200, *data.image_set.images.shape[1:], dtype=torch.uint8)
+    left = {}
+    for pixels in (15, 16):
+        base = BaseAugmentation(
+            crop_padding_pixels=0, flip=False, cutout_pixels=pixels, mean=torch.zeros(1), std=torch.ones(1)
+        )
+        left[pixels] = int(base(images, torch.arange(200), seed=0, role=Role.STUDENT, epoch=0).count_nonzero())
+    assert left[15] > 0 and left[16] == 0
 
 
 def test_a_given_teacher_must_be_the_network_that_is_named(tmp_path):
