@@ -53,7 +53,7 @@ def diagnose(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
 ) -> None:
-    """What agents' views do to a trained teacher: T. stddev, kept answers; ranks agents, measures no fitness."""
+    """Rank agents by what their views do to a trained teacher; this measures no fitness."""
     if run is not None and config is not None:
         raise ConfigError(f"--config: got {config} beside the run {run}; expected one of them")
     from rolekd_ray.search.run_directory import CONFIG, open_run
