@@ -9,9 +9,11 @@ from rolekd_ray.cli.console import out, progress, say
 from rolekd_ray.cli.inputs import read_settings
 from rolekd_ray.cli.options import Overrides, Seed
 from rolekd_ray.errors import ConfigError
+from rolekd_ray.roles import Role
 from rolekd_ray.storage import Place, place
 
 if TYPE_CHECKING:
+    from rolekd_ray.config import Settings
     from rolekd_ray.policy.schedule import Schedule
 
 
@@ -27,7 +29,7 @@ def diagnose(
     agents: Annotated[
         list[str],
         typer.Option(
-            metavar="CHAIN", help="Agents, as policy+cutmix; default: agents.student.chain. Repeatable; none always is."
+            metavar="CHAIN", help="Agents, as policy+cutmix; default: the schedule's last. Repeatable; none always is."
         ),
     ] = [],  # noqa: B006
     teacher: Annotated[
@@ -53,7 +55,7 @@ def diagnose(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
 ) -> None:
-    """What agents' views do to a trained teacher: T. stddev, kept answers; ranks agents, measures no fitness."""
+    """Rank agents by what their views do to a trained teacher; this measures no fitness."""
     if run is not None and config is not None:
         raise ConfigError(f"--config: got {config} beside the run {run}; expected one of them")
     from rolekd_ray.search.run_directory import CONFIG, open_run
@@ -67,16 +69,16 @@ def diagnose(
     if not teachers:
         raise ConfigError("--teacher: got none; expected a trained teacher's checkpoint, or a run that has one")
 
-    from rolekd_ray.policy.agents import chain_text
     from rolekd_ray.reporting.diagnosis_table import diagnosis_notes, diagnosis_table
     from rolekd_ray.search.diagnosis import diagnose as measure
 
     with progress.status("opening") as status:
+        replayed = _schedule(schedule, directory.schedule if directory is not None else None)
         found = measure(
             settings,
-            agents or [chain_text(settings.agents.student.chain)],
+            agents or [_last_chain(settings, replayed)],
             teacher=teachers,
-            schedule=_schedule(schedule, directory.schedule if directory is not None else None),
+            schedule=replayed,
             students=_by_chain(students),
             epochs=epochs,
             batch_size=batch_size,
@@ -96,6 +98,16 @@ def _schedule(given: str | None, of_run: Place | None) -> "Schedule | None":
     if given is not None:
         return load_schedule(given)
     return load_schedule(of_run) if of_run is not None and of_run.is_file() else None
+
+
+def _last_chain(settings: "Settings", schedule: "Schedule | None") -> str:
+    """Return the student's chain as a schedule ends with it, or the settings', if that says nothing of it."""
+    from rolekd_ray.policy.agents import chain_text
+
+    chain = chain_text(settings.agents.student.chain)
+    if schedule is None or Role.STUDENT not in schedule.roles:
+        return chain
+    return schedule.policy_at(Role.STUDENT, schedule.epochs - 1).choices.get("agents", chain)
 
 
 def _by_chain(students: list[str]) -> dict[str, list[Place]]:

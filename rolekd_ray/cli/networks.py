@@ -74,7 +74,7 @@ def train(
     if loaded is not None and role not in loaded.roles:
         raise ConfigError(f"--schedule: {schedule} holds policies of {', '.join(loaded.roles)}; expected the {role}'s")
 
-    from rolekd_ray.search.agents_check import schedule_problems
+    from rolekd_ray.search.agents_check import schedule_problems, untaught_problems
     from rolekd_ray.search.preflight import check_inputs, check_links, check_names, check_teachers
     from rolekd_ray.training.chain import chain_of, check_chain, train_chain
     from rolekd_ray.training.conditions import condition_lines, describe_run_images
@@ -95,6 +95,8 @@ def train(
             f"{', '.join(settings.distill.losses)} none learns from a finished teacher (mutual has a peer, one itself)"
         )
     if loaded is not None and (problems := schedule_problems(settings, loaded, role, f"--schedule: {schedule}")):
+        raise ConfigError(*problems)
+    if role == Role.STUDENT and not teachers and (problems := untaught_problems(settings, loaded)):
         raise ConfigError(*problems)
     data = check_inputs(settings, local=True, layers=False)  # they depend on the teacher that is given here
     check_teachers(teachers, settings.data, data)

@@ -208,7 +208,9 @@ def _roles_and_resampling(row: Mapping[str, Any], where: str, problems: list[str
     roles = given if isinstance(given, list | tuple) else [given]
     for role in roles:
         if role not in list(Role):
-            problems.append(f"{where}.role: got {role!r}; expected teacher or student.{suggest(role, Role)}")
+            problems.append(
+                f"{where}.role: got {role!r}; expected teacher, student or [teacher, student].{suggest(role, Role)}"
+            )
     if not roles or any(roles.count(role) > 1 for role in roles):
         problems.append(f"{where}.role: got {given!r}; expected teacher, student or both, each once")
     if not is_number(resample) or not 0 <= resample <= 1:

@@ -116,7 +116,9 @@ def schedule_table(schedule: Schedule) -> Group:
     for role, segments in schedule.firing().roles.items():
         start = 0
         for segment in segments:
-            settings = sorted(segment.policy.settings, key=lambda s: -s.probability_bin)
+            chain = segment.policy.choices.get("agents", "policy").split("+")
+            acting = segment.policy.settings if "policy" in chain else ()  # no other agent looks at the ops
+            settings = sorted(acting, key=lambda s: -s.probability_bin)
             ops = [
                 f"{s.op} {schedule.space.probability(s.probability_bin):.1f}/{s.magnitude_bin}" for s in settings[:6]
             ]

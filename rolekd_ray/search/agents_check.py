@@ -8,6 +8,7 @@ from rolekd_ray.config.agents import evolvable_names, evolvable_problem
 from rolekd_ray.distill.registry import known_methods
 from rolekd_ray.errors import unknown_name
 from rolekd_ray.policy.agents import parse_chain
+from rolekd_ray.policy.policy import Policy
 from rolekd_ray.policy.schedule import Schedule
 from rolekd_ray.policy.space import SearchSpace
 from rolekd_ray.roles import Role
@@ -77,10 +78,29 @@ def schedule_problems(settings: Settings, schedule: Schedule, role: Role, where:
         role: whose network is trained.
         where: names the schedule, for messages.
     """
+    problems: list[str] = []
+    for one in dict.fromkeys((role, decides(settings.distill.view_mode))):  # whose views the network sees
+        agents: RoleAgents = getattr(settings.agents, one)
+        policies = [segment.policy for segment in schedule.roles.get(one, ())]
+        chains = dict.fromkeys(agents.evolved(policy.scalars, policy.choices).chain for policy in policies)
+        problems += [f"{where}: {found}" for chain in chains for found in _chain_problems(settings, one, chain)]
+    return problems
+
+
+def untaught_problems(settings: Settings, schedule: Schedule | None) -> list[str]:
+    """Return which agents of a student that is trained without a teacher ask for one."""
+    role = decides(settings.distill.view_mode)
     agents: RoleAgents = getattr(settings.agents, role)
-    policies = [segment.policy for segment in schedule.roles[role]]
-    chains = dict.fromkeys(agents.evolved(policy.scalars, policy.choices).chain for policy in policies)
-    return [f"{where}: {found}" for chain in chains for found in _chain_problems(settings, role, chain)]
+    policies = [segment.policy for segment in schedule.roles.get(role, ())] if schedule is not None else [Policy()]
+    problems: list[str] = []
+    for now in (agents.evolved(policy.scalars, policy.choices) for policy in policies):
+        if "learned" in now.chain:
+            problems.append(
+                f"agents.{role}.chain: got learned without a teacher; expected one, for it asks both networks"
+            )
+        if "pick" in now.chain and now.pick.criterion == "divergence":
+            problems.append(f"agents.{role}.pick.criterion: got divergence without a teacher; expected another")
+    return list(dict.fromkeys(problems))
 
 
 def chains_of(agents: RoleAgents, role: Role, space: SearchSpace) -> list[tuple[str, ...]]:
@@ -157,7 +177,12 @@ def _pick_problems(settings: Settings, role: Role, space: SearchSpace) -> Iterat
 def _chain_problems(settings: Settings, role: Role, chain: tuple[str, ...]) -> Iterator[str]:
     """Yield what losses, protocol and view mode make of a chain that can be read."""
     distill = settings.distill
-    methods = {name: method for name, method in known_methods().items() if distill.losses.get(name, 0) > 0}
+    evolving = {scalar.name for scalar in settings.search_space().scalars if scalar.high > 0}
+    methods = {
+        name: method
+        for name, method in known_methods().items()
+        if name in distill.losses and (distill.losses[name] > 0 or f"losses.{name}" in evolving)
+    }
     online = next((name for name, method in methods.items() if method.online is not None), None)
     counts = role == decides(distill.view_mode)
     text = "+".join(chain)

@@ -1,19 +1,19 @@
 """What the networks make of each role's view: how sure the teacher is, what it keeps, how far they are apart."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 from torch.nn.functional import kl_div
 
 from rolekd_ray.roles import Role
-from rolekd_ray.training.batch import Batch
+from rolekd_ray.training.batch import Batch, decides
 
 IMAGES = 64
 """So many training images are looked at, always the same: a member's view statistics are a trend, not a measurement."""
 
 
 def view_statistics(
-    batch: Batch, roles: Sequence[Role], answers: Mapping[Role, Callable[[Tensor], Tensor]]
+    batch: Batch, roles: Mapping[Role, Role], answers: Mapping[Role, Callable[[Tensor], Tensor]]
 ) -> dict[str, float]:
     """Return statistics of views as plain numbers, by `<role>_view/<name>`.
 
@@ -26,14 +26,14 @@ def view_statistics(
 
     Args:
         batch: the images.
-        roles: whose views are looked at.
+        roles: whose views are looked at, and by whose mixing; before anything is picked.
         answers: each network's logits, (B, K) of the whole batch, for a view of this worker's rows; without gradient.
     """
     clean_view = batch.view(None, Role.STUDENT, plain=True)
     clean = {role: _log_chances(network(clean_view)) for role, network in answers.items()}
     found: dict[str, float] = {}
-    for role in roles:
-        view = batch.view(role, role)
+    for role, by in roles.items():
+        view = batch.view(role, by)
         of_view = {network: _log_chances(answer(view)) for network, answer in answers.items()}
         for network, values in of_view.items():
             before = clean[network]
@@ -56,10 +56,14 @@ def _divergence(of: Tensor, other: Tensor) -> float:
     return kl_div(other, of, reduction="batchmean", log_target=True).clamp(min=0).item()
 
 
-def roles_seen(view_mode: str, trained: frozenset[Role]) -> list[Role]:
-    """Return the roles whose views some network is fed with, where these networks are trained."""
-    found = {Role.TEACHER} if Role.TEACHER in trained else set()
+def roles_seen(view_mode: str, trained: frozenset[Role]) -> dict[Role, Role]:
+    """Return the roles whose views some network is fed with, where these networks are trained, and whose mixing counts.
+
+    Of a teacher that is trained, its own; else, and of the student, the one that the student network's view has.
+    """
+    found = {Role.TEACHER: Role.TEACHER} if Role.TEACHER in trained else {}
     if Role.STUDENT in trained:
-        found |= {Role.TEACHER} if view_mode in ("shared_teacher", "independent") else set()
-        found |= {Role.STUDENT} if view_mode != "shared_teacher" else set()
-    return [role for role in Role if role in found]
+        by = decides(view_mode)
+        found = ({Role.TEACHER: by} if view_mode in ("shared_teacher", "independent") else {}) | found
+        found |= {Role.STUDENT: by} if view_mode != "shared_teacher" else {}
+    return found

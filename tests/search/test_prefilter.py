@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cli_helpers import write_network
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,6 +84,20 @@ def test_a_students_search_begins_with_the_filtered(tmp_path):
     assert first != drawn[:3]
     again = filtered_first(settings, tmp_path / "teacher")
     assert [policies[Role.STUDENT] for policies in again] == first
+
+
+@pytest.mark.parametrize("picking", ["{fraction: 0.25}", "{runs: 3, keep: 5}", "{scope: anchor, fraction: 1}"])
+@pytest.mark.parametrize("images", [40, 150])  # batches of 2, the smallest, and of 3
+def test_chains_that_pick_compare_with_those_that_do_not(tmp_path, picking, images):
+    settings = load_settings("quickstart", [
+        "teacher.model=resnet8", f"data.train={images}", f"agents.student.pick={picking}",
+        "search.population_size=2", "search.initial_policies=sobol", "search.initial_filter=true",
+        "space.choices={agents: {initial: cutmix, values: [cutmix, cutmix+pick]}}",
+    ])  # fmt: skip
+    write_network(tmp_path / "teacher")
+    drawn = [at[Role.STUDENT] for at in sobol_policies(settings.search_space(), (Role.STUDENT,), 8, settings.seed)]
+    assert {policy.choices["agents"] for policy in drawn} == {"cutmix", "cutmix+pick"}
+    assert len(filtered_first(settings, tmp_path / "teacher")) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,10 @@ from cli_helpers import write_network
 from rolekd_ray.augment.static.cutout import Cutout
 from rolekd_ray.config import load_settings
 from rolekd_ray.errors import CheckpointError, ConfigError, DataError, InputError
+from rolekd_ray.policy.policy import Policy
+from rolekd_ray.policy.schedule import Schedule, Segment
 from rolekd_ray.roles import Role
+from rolekd_ray.search.agents_check import agent_problems, untaught_problems
 from rolekd_ray.search.preflight import check_inputs, check_links, check_names, cost
 from rolekd_ray.training.chain import chain_of
 from rolekd_ray.training.final import FinalTraining, train_final
@@ -67,6 +70,7 @@ def test_right_inputs_give_the_training_data():
         (["data={source: parquet}"], "path"),
         (["teacher.model=squeezenet1_1"], "teacher.model: network 'squeezenet1_1': cannot take images of 8x8 pixels"),
         (["teacher.model=resnet21"], "Did you mean 'resnet"),
+        (["base_augmentation.cutout_pixels=16"], "base_augmentation.cutout_pixels: got 16, which covers all"),
         (["teacher.checkpoint=nowhere"], "nowhere: no such checkpoint"),
     ],
 )
@@ -172,3 +176,28 @@ def test_the_cost_in_words():
     assert text == "1 search of 8 members x 10 epochs (32 intervals each), slots: 3 of 2 CPUs and 0.5 GPUs"
     assert "slots: auto of 1 to 4 workers of 1 CPUs" in cost(settings(*size, "slots.workers=[1, 4]"))
     assert cost(settings("teacher.checkpoint=net")).startswith("1 search of ")
+
+
+def test_what_a_students_agents_ask_of_a_teacher_is_refused_where_there_is_none():
+    """Replayed alone, a schedule's chains must do with one network."""
+    learned = settings("agents.student.chain=learned")
+    assert untaught_problems(learned, None) == [
+        "agents.student.chain: got learned without a teacher; expected one, for it asks both networks"
+    ]
+    picking = settings("agents.student.chain=cutmix+pick", "agents.student.pick.criterion=divergence")
+    assert untaught_problems(picking, None) == [
+        "agents.student.pick.criterion: got divergence without a teacher; expected another"
+    ]
+    assert untaught_problems(settings("agents.student.chain=cutmix+pick"), None) == []
+    policy = Policy(choices={"agents": "learned"})
+    schedule = Schedule(settings().search_space(), {Role.STUDENT: (Segment(3, Policy()), Segment(2, policy))})
+    assert len(untaught_problems(settings(), schedule)) == 1
+
+
+def test_a_loss_that_may_evolve_above_0_counts():
+    """Of weight 0 now, crd would meet images that are picked twice once its weight has moved."""
+    evolving = "space.scalars={losses.crd: {initial: 0, range: [0, 1]}}"
+    losses = "distill.losses={cross_entropy: 1, hinton: 1, crd: 0}"
+    assert not agent_problems(settings(losses, "agents.student.chain=cutmix+pick"))
+    (found, *_) = agent_problems(settings(losses, evolving, "agents.student.chain=cutmix+pick"))
+    assert "expected no crd" in found

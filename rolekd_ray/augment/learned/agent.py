@@ -203,8 +203,14 @@ class LearnedAgent(nn.Module):
         """Become the agent whose tree this is: the next step is the one that it would have taken, to the last bit.
 
         Raises:
-            CheckpointError: it is of an augmentor of other parts.
+            CheckpointError: it is of an augmentor of other parts, or no such tree.
         """
+        missing = self.tree().keys() - tree.keys()
+        if missing or tree["gate"].keys() != self.gate.state().keys():
+            what = ", ".join(sorted(missing)) or "a gate of other keys"
+            raise CheckpointError(
+                f"learned: not the state of a learned agent: got {what} missing or changed; expected it"
+            )
         try:
             self.augmentor.load_state_dict(tree["augmentor"])
         except RuntimeError as error:
