@@ -13,6 +13,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -121,8 +122,13 @@ def search(job: tuple[argparse.Namespace, int]) -> None:
 def teachers_view(job: Job) -> TStddev | None:
     """Return T. stddev of an arm's views for its teacher, 10 epochs as published; kept beside the network."""
     arm, seed, training = job
-    if training.teacher is None or training.finished(training.plan()) is None:
+    plan = training.plan()
+    if training.teacher is None or training.finished(plan) is None:
         return None
+    kept = training.folder / "t_stddev.json"
+    if kept.is_file() and (known := json.loads(kept.read_text()))["plan"] == plan:
+        known["found"]["replicates"] = tuple(known["found"]["replicates"])
+        return TStddev(**known["found"])
     torch.set_num_threads(1)
     settings = training.settings
     data = open_training_data(settings.data, train=4000)
@@ -143,6 +149,7 @@ def teachers_view(job: Job) -> TStddev | None:
         asked.plain, {arm: asked.of_chain(built, student, learned)}, data.train, classes=10, epochs=10, batch_size=64,
         seed=seed, teacher=f"teacher-{seed}",
     )  # fmt: skip
+    kept.write_text(json.dumps({"plan": plan, "found": asdict(found[arm].t_stddev)}))
     return found[arm].t_stddev
 
 
@@ -212,7 +219,9 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("runs/agents"), help="where networks go")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--arms", default="", help="a regular expression")
-    parser.add_argument("--agent-epochs", type=int, default=8, help=f"epochs more for {LEARNED} at equal student steps")
+    parser.add_argument(
+        "--agent-epochs", type=int, default=11, help=f"epochs more for {LEARNED} at equal student steps"
+    )
     parser.add_argument("--processes", type=int, default=2, help="trainings side by side, one core each")
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")

@@ -36,12 +36,15 @@ def train(job: Job) -> None:
 
 def evaluated(training: FinalTraining) -> dict[str, float] | None:
     """Return a finished training's metrics; the test images are read once per network, and the answer is kept."""
-    if training.finished(training.plan()) is None:
+    plan = training.plan()
+    if training.finished(plan) is None:
         return None
     file = training.folder / "evaluation.json"
-    if not file.is_file():
-        file.write_text(json.dumps(evaluate_checkpoint(training.folder)))
-    return json.loads(file.read_text())
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    if known.get("plan") != plan:  # of another training in the same folder
+        known = {"plan": plan, "found": evaluate_checkpoint(training.folder)}
+        file.write_text(json.dumps(known))
+    return known["found"]
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
