@@ -125,6 +125,7 @@ def test_tables_show_them(searched):
     assert status.code == 0 and "16 of 16 intervals" in status.out
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_ends_as_one_that_was_not(searched):
     words = [sys.executable, "-m", "rolekd_ray", "search", "--local", "-c", "mine.yaml", "--name", "killed"]
     run = Path("runs/killed")

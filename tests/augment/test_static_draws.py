@@ -49,7 +49,7 @@ def misfit(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
     return chi2_contingency(counts).pvalue
 
 
-@pytest.mark.parametrize(("ops", "magnitude"), [(2, 9), (1, 30), (3, 0)])
+@pytest.mark.parametrize(("ops", "magnitude"), [(2, 9), (1, 30), pytest.param(3, 0, marks=pytest.mark.slow)])
 def test_randaugment_draws_op_and_sign_as_torchvision(ops, magnitude):
     mine = sequences("randaugment", 20_000, {"ops": ops, "magnitude": magnitude})
     peer = theirs(v2.RandAugment(num_ops=ops, magnitude=magnitude), 4_000)
@@ -68,7 +68,9 @@ def test_trivial_augment_wide_draws_op_bin_and_sign_as_torchvision():
     assert set(mine) == set(peer)
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "svhn", "imagenet"])
+@pytest.mark.parametrize(
+    "dataset", ["cifar10", *(pytest.param(name, marks=pytest.mark.slow) for name in ("svhn", "imagenet"))]
+)
 def test_autoaugment_draws_pairs_as_torchvision(dataset):
     drawn = sequences("autoaugment", 20_000, {"dataset": dataset})
     mine = [tuple(step for step in steps if step[0]) for steps in drawn]  # those that fired
@@ -87,7 +89,9 @@ def chains_of(steps: list[tuple[bool, str, float]]) -> list[tuple]:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"severity": 10, "depth": 1}, {"width": 1}, {"severity": 1, "depth": 2}], ids=str
+    "settings",
+    [{}, {"severity": 10, "depth": 1}, {"width": 1}, pytest.param({"severity": 1, "depth": 2}, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_augmix_draws_chains_as_torchvision(settings):
     given = {"severity": 3, "width": 3, "depth": -1} | settings
