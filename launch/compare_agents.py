@@ -184,7 +184,8 @@ def correlations(found: dict[str, list[dict[str, float]]], names: list[str], std
             {name: stddevs[name][place] for name in known}, {name: found[name][place]["test_loss"] for name in known}
         )
         words.append(
-            f"seed {seed}: Pearson {rank.pearson:.3f}, Spearman {rank.spearman:.3f}, Kendall {rank.kendall:.3f} "
+            f"seed {seed}: Pearson {rank.pearson.coefficient:.3f}, Spearman {rank.spearman.coefficient:.3f}, "
+            f"Kendall {rank.kendall.coefficient:.3f} "
             f"({len(known)} arms)"
         )
     return "T. stddev against student test loss: " + ("; ".join(words) or "not measured") + "."
