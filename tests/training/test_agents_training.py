@@ -390,3 +390,30 @@ def test_a_teacher_learns_by_chains_of_its_own(digits, chain):
     metrics = trainer.train(learner, no_policies, end_epoch=1, total_epochs=1, stream="a")
     assert metrics["teacher/loss"] > 0
     assert not torch.equal(before, learner.networks[Role.TEACHER].state_dict()["conv1.weight"])
+
+
+def test_a_teachers_own_lesson_picks_from_its_own_views_with_their_mixed_labels(digits):
+    """By hand: its entropies on its role's candidates, the hardest half, and their mixed labels; not the student's."""
+    settings = settings_of("agents.teacher.chain=cutmix+pick", "agents.student.chain=none")
+    trainer, learner = trainer_of(settings, digits, None), learner_of(settings, (Role.TEACHER,))
+    views, network = trainer.views, learner_of(settings, (Role.TEACHER,)).networks[Role.TEACHER]
+    chains = {role: views.chain(getattr(settings.agents, role), NO_POLICY) for role in Role}
+    steps = Steps(settings, learner, None, dtype=torch.float32, sharding=trainer.sharding,
+                  normalisation=(views.mean, views.std))  # fmt: skip
+    batch = Batch(trainer.source, digits.train[:20], torch.arange(20), 0, chains)
+    learner.networks[Role.TEACHER].train()
+    found = steps.take(batch, {role: {} for role in Role}, 0.0, torch.Generator().manual_seed(0))
+
+    pool = torch.cat([batch.view(Role.TEACHER, Role.TEACHER, candidate=run) for run in range(2)])
+    with torch.no_grad():
+        chances = network.eval()(pool).double().softmax(1)
+    kept = (-(chances * chances.log()).sum(1)).topk(20).indices.sort().values
+    assert set(kept.tolist()) != set(range(20)), "else nothing was chosen"
+    logs = network.train()(pool[kept]).log_softmax(1)
+    losses = []
+    for row, position in enumerate(kept.tolist()):
+        run, place = divmod(position, 20)
+        mix = batch.mix(Role.TEACHER, candidate=run)
+        own, other = (batch.source.labels[at[place]] for at in (batch.indices, mix.partners))
+        losses.append(-(mix.share[place] * logs[row, own] + (1 - mix.share[place]) * logs[row, other]))
+    assert found["teacher/cross_entropy"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
